@@ -3,7 +3,7 @@ from configparser import ConfigParser
 
 from setuptools import setup
 
-settings = ConfigParser(delimiters=['='])
+settings = ConfigParser(delimiters=['='], interpolation=None)
 settings.read('settings.ini', encoding='utf-8')
 cfg = settings['DEFAULT']
 

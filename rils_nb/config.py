@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fastcore.docments import docments
 from .core import Registry, UserError, nearest
 
-# %% ../nbs/01_config.ipynb #b4e8aaab
+# %% ../nbs/01_config.ipynb #7fa7d770
 @dataclass(frozen=True)
 class Config:
     "Everything that determines a run."
@@ -58,7 +58,7 @@ class Config:
     save_every:int=500        # steps between checkpoints; one is always written at the end
     keep:int=2                # newest checkpoints that are kept
     eval_every:int=0          # steps between evaluations; 0 = only at the end
-    tasks:str='scenes,retrieval' # evaluations, by name; empty = none
+    tasks:str='auto'          # evaluations, by name; auto = all that model and data allow, empty = none
     eval_data:str='scenes:split=val' # data of the evaluations
     eval_samples:int=2000     # at most so many samples are evaluated
     track:str=''              # experiment trackers: tensorboard, wandb
@@ -93,11 +93,14 @@ def check(config):
     if not (config.steps or config.epochs): raise UserError('steps and epochs are both 0: set one, it is the length of the run')
     if config.min_lr > config.lr: raise UserError(f'min_lr {config.min_lr} is above lr {config.lr}: lower it with --min_lr')
 
-# %% ../nbs/01_config.ipynb #189829ad
+# %% ../nbs/01_config.ipynb #add13979
 FREE = {'workers', 'max_bad', 'processes', 'out', 'resume', 'log_every', 'save_every', 'keep', 'eval_every', 'tasks', 'eval_data',
         'eval_samples', 'track'}
 
-def differences(a, b):  # two Configs -> list of 'field: was x, now y'
+def differences(
+    a, # Config of the run
+    b, # Config under which it would go on
+):  # -> list of 'field: was x, now y'
     "What would make resuming run `a` under config `b` another run."
     return [f'{f.name}: was {getattr(a, f.name)!r}, now {getattr(b, f.name)!r}' for f in dataclasses.fields(a)
             if f.name not in FREE and getattr(a, f.name) != getattr(b, f.name)]
@@ -145,7 +148,7 @@ def _value(name, text, kind):  # a string as `kind`
 RECIPES = Registry('recipe')
 recipe = RECIPES.register()
 
-# %% ../nbs/01_config.ipynb #75d3587c
+# %% ../nbs/01_config.ipynb #ef9909c8
 @recipe
 def shapes():
     """The default: RILS on procedural scenes, 32 px, two CPU cores, about 4 minutes.
@@ -156,8 +159,7 @@ def shapes():
 def emoji():
     """RILS on emoji and their names, 64 px, four drawing styles; two CPU cores, under 10 minutes; see the tutorial `your_own_pairs`.
     `accelerate launch -m rils_nb.train emoji --data 'data/emoji/train-*.tar' --eval_data 'data/emoji/test-*.tar'`"""
-    return replace(shapes(), size='mini', image_size=64, data='data/emoji/train-*.tar', eval_data='data/emoji/test-*.tar', tasks='retrieval',
-                   crop=0.7, batch=256, steps=800, lr=1e-3)
+    return replace(shapes(), size='mini', image_size=64, data='data/emoji/train-*.tar', eval_data='data/emoji/test-*.tar', crop=0.7, batch=256, steps=800, lr=1e-3)
 
 # %% ../nbs/01_config.ipynb #57482704
 @recipe

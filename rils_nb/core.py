@@ -21,14 +21,14 @@ import torch.distributed as dist
 class UserError(Exception):
     "A mistake in what the user gave: shown as one line, without a traceback."
 
-# %% ../nbs/00_core.ipynb #30580519
+# %% ../nbs/00_core.ipynb #897b0e42
 def command(main):  # a function that reads `sys.argv`
     "Wrap `main` as a command: a `UserError` becomes one line on stderr and exit code 2."
     @wraps(main)
     def run(*args, **kwargs):
         try: return main(*args, **kwargs)
         except UserError as e:
-            print('error: ' + ' '.join(str(e).split()), file=sys.stderr)
+            if os.environ.get('RANK', '0') == '0': print('error: ' + ' '.join(str(e).split()), file=sys.stderr)  # once, not once a process
             sys.exit(2)
         except KeyboardInterrupt: sys.exit(130)
         except BrokenPipeError: sys.exit(141)  # `rils-data check ... | head` is not an error
@@ -72,9 +72,9 @@ def noise(
     x = (x ^ _shift(x, 27)) * -7723592293110705685
     return _shift(x ^ _shift(x, 31), 11).double() / 2**53
 
-# %% ../nbs/00_core.ipynb #e1d0aa71
+# %% ../nbs/00_core.ipynb #47bae2cb
 @contextmanager
-def seeded(key):
+def seeded(key):  # integer in [0, 2^63)
     "Seed torch's CPU generator with `key` for the length of a `with` block."
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(key)

@@ -25,11 +25,11 @@ def _exact(loss):
             return loss(*map(lift, args), **{k: lift(v) for k, v in kwargs.items()})
     return run
 
-# %% ../nbs/05_losses.ipynb #3060fa1c
+# %% ../nbs/05_losses.ipynb #90e62ed1
 def positives(
     ids,  # (B,) int64, equal for equal captions; None: all captions differ
     b,    # rows of this process
-    device=None,
+    device=None, # of the result where there are no ids
 ):  # -> (B,) column of the one positive, or (B,G) target distribution
     "The targets of this process's rows among the columns of all processes."
     if ids is None: return torch.arange(b, device=device) + world()[0] * b
@@ -104,7 +104,7 @@ def language_kl(
     unit = lambda x: F.normalize(x, dim=-1)
     return _LanguageKL.apply(unit(g), unit(f.detach()), unit(z), tau_pred, tau_target)
 
-# %% ../nbs/05_losses.ipynb #98f47803
+# %% ../nbs/05_losses.ipynb #2fed1d4e
 def global_mean(
     total,  # scalar, sum over this process's rows
     rows,   # how many rows that is, int or tensor
@@ -119,8 +119,8 @@ def language_reconstruction(
     z_t,      # (G,E) text embeddings of all processes
     mask,     # (B,N) 1 = hidden
     matched,  # (B,) bool, images whose best text is their own
-    tau_pred=0.1,
-    tau_target=0.04,
+    tau_pred=0.1,     # temperature of the prediction q
+    tau_target=0.04,  # temperature of the target p
 ):  # -> scalar
     "Mean KL(p || q) over masked patches of matched images (Eq. 8-9); 0, with a gradient of 0, when there are none."
     rows = mask.bool() & matched.bool()[:, None]                     # (B,N)

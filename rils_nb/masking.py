@@ -37,8 +37,11 @@ def take(
     "The rows of `x` that `index` names, image by image."
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
-# %% ../nbs/03_masking.ipynb #d5f385a6
-def n_visible(n, ratio):  # patches, mask ratio -> int
+# %% ../nbs/03_masking.ipynb #927daf8b
+def n_visible(
+    n,     # patches of an image
+    ratio, # share of hidden patches
+):  # -> int
     "How many of `n` patches stay visible; raises `UserError` if none would."
     v = int(n * (1 - ratio) + 1e-9)  # (1 - 0.9) * 10 is 0.9999...
     if v < 1: raise UserError(f'mask ratio {ratio} hides all {n} patches: lower --mask_ratio or raise --image_size')

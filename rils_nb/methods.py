@@ -8,11 +8,13 @@ Docs: https://rils-nb.github.io/rils_nb/methods.html.md"""
 __all__ = ['METHODS', 'WEIGHTS', 'Method', 'options', 'make', 'CLIP', 'Pixels', 'MAE', 'ramp', 'MAECLIP', 'RILS', 'save',
            'read_tensors', 'newest', 'load']
 
-# %% ../nbs/06_methods.ipynb #7f942537
+# %% ../nbs/06_methods.ipynb #fa902522
 import inspect, math
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
+from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -66,15 +68,16 @@ def make(config):  # -> Method
         torch.manual_seed(config.seed)
         return cls(config, **opts)
 
-# %% ../nbs/06_methods.ipynb #82d7c1ff
+# %% ../nbs/06_methods.ipynb #2aaff5f0
 @METHODS.register('clip')
 class CLIP(Method):
     "Contrastive language-image pre-training (Radford et al.)."
     views = ('image', 'tokens')
-    def __init__(self, config):
+    def __init__(self, config, *, quick_gelu=False):
         size = SIZES[config.size]
         super().__init__(config, embed=size.embed)
-        self.text = TextEncoder(width=size.text_width, heads=size.text_heads, layers=size.text_depth, output_dim=size.embed)
+        self.text = TextEncoder(width=size.text_width, heads=size.text_heads, layers=size.text_depth, output_dim=size.embed,
+                                act_layer=QuickGELU if quick_gelu else nn.GELU)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def encode_text(self, tokens):  # (B,L) int64 -> (B,E)
@@ -89,7 +92,8 @@ class CLIP(Method):
     def forward(self, batch):
         f = self.visual.encode(self.visual.patches(batch['image']))[:, 1:]
         loss, z_i, z_t = self.align(f, batch)
-        return dict(loss=loss, contrastive=loss.detach(), matched=matched(z_i, z_t, batch.get('ids')).float().mean())
+        return dict(loss=loss, contrastive=loss.detach(), matched=matched(z_i, z_t, batch.get('ids')).float().mean(),
+                    logit_scale=self.logit_scale.exp().detach())
 
     @torch.no_grad()
     def after_step(self): self.logit_scale.clamp_(0, math.log(100))
@@ -133,13 +137,13 @@ def ramp(
     "A weight that rises linearly from 0."
     return weight * min(1., progress / share) if share else weight
 
-# %% ../nbs/06_methods.ipynb #4242fb10
+# %% ../nbs/06_methods.ipynb #b51a796a
 @METHODS.register('mae_clip')
 class MAECLIP(CLIP):
     "Contrastive learning and reconstruction of pixels, side by side."
     def __init__(self, config, *, contrastive_weight=1.0, recon_weight=0.5, recon_ramp=0.0,
-                 decoder_width=512, decoder_depth=8, decoder_heads=16, normalise_pixels=True):
-        super().__init__(config)
+                 decoder_width=512, decoder_depth=8, decoder_heads=16, normalise_pixels=True, quick_gelu=False):
+        super().__init__(config, quick_gelu=quick_gelu)
         self.decoder = Pixels(self.visual, self.patch_size, decoder_width, decoder_depth, decoder_heads)
         self.weights, self.recon_ramp, self.normalise_pixels = (contrastive_weight, recon_weight), recon_ramp, normalise_pixels
 
@@ -149,15 +153,15 @@ class MAECLIP(CLIP):
         recon = self.decoder.loss(self.visual, batch['image'], x, self.mask(batch['keys']), self.normalise_pixels)
         loss = self.weights[0] * contra + ramp(self.weights[1], self.recon_ramp, batch.get('progress', 1.)) * recon
         return dict(loss=loss, contrastive=contra.detach(), reconstruction=recon.detach(),
-                    matched=matched(z_i, z_t, batch.get('ids')).float().mean())
+                    matched=matched(z_i, z_t, batch.get('ids')).float().mean(), logit_scale=self.logit_scale.exp().detach())
 
-# %% ../nbs/06_methods.ipynb #5601d416
+# %% ../nbs/06_methods.ipynb #bbbcfc66
 @METHODS.register('rils')
 class RILS(CLIP):
     "Masked visual reconstruction in language semantic space (Yang et al., CVPR 2023)."
     def __init__(self, config, *, contrastive_weight=1.0, recon_weight=0.5, recon_ramp=0.0, tau_pred=0.1, tau_target=0.04,
-                 prototype_grad=False, decoder_width=0, decoder_depth=1, decoder_heads=0):
-        super().__init__(config)
+                 prototype_grad=False, decoder_width=0, decoder_depth=1, decoder_heads=0, quick_gelu=False):
+        super().__init__(config, quick_gelu=quick_gelu)
         self.decoder = Decoder(self.visual.n_patches, self.visual.width, self.visual.width, decoder_width, decoder_depth, decoder_heads)
         self.weights, self.recon_ramp = (contrastive_weight, recon_weight), recon_ramp
         self.tau_pred, self.tau_target, self.prototype_grad = tau_pred, tau_target, prototype_grad
@@ -169,11 +173,10 @@ class RILS(CLIP):
         hit = matched(z_i, z_t, batch.get('ids'))                                   # (B,) the set C
         recon = self.reconstruct(x, f, z_t, hit, batch['keys'])
         loss = self.weights[0] * contra + ramp(self.weights[1], self.recon_ramp, batch.get('progress', 1.)) * recon
-        return dict(loss=loss, contrastive=contra.detach(), reconstruction=recon.detach(), matched=hit.float().mean())
+        return dict(loss=loss, contrastive=contra.detach(), reconstruction=recon.detach(), matched=hit.float().mean(),
+                    logit_scale=self.logit_scale.exp().detach())
 
-# %% ../nbs/06_methods.ipynb #1f9a7a45
-from fastcore.basics import patch
-
+# %% ../nbs/06_methods.ipynb #483570f7
 @patch
 def reconstruct(self:RILS,
     x,    # (B,N,D) embedded patches
@@ -193,10 +196,13 @@ def reconstruct(self:RILS,
     kl = language_kl(g.flatten(0, 1), target.flatten(0, 1), z, self.tau_pred, self.tau_target)
     return global_mean(weight * kl, weight * mask.hidden.numel())
 
-# %% ../nbs/06_methods.ipynb #c898823a
+# %% ../nbs/06_methods.ipynb #8c850eeb
 WEIGHTS = 'model.safetensors'
 
-def save(method, folder):  # Method, existing folder
+def save(
+    method, # Method
+    folder, # existing folder to write into
+):
     "Write a method's weights and config into a folder."
     save_file({k: v.detach().cpu().contiguous() for k, v in method.state_dict().items()}, Path(folder)/WEIGHTS)
     write_text(Path(folder)/'config.json', to_json(method.config))

@@ -23,7 +23,7 @@ from torch import nn
 from .core import Registry, UserError
 from .masking import Mask, take
 
-# %% ../nbs/04_model.ipynb #fb2244e7
+# %% ../nbs/04_model.ipynb #33b228ae
 @dataclass(frozen=True)
 class Size:
     "Widths and depths of a pair of encoders."
@@ -33,29 +33,35 @@ class Size:
     text_width:int=512 # width of the text encoder
     text_depth:int=12  # blocks of the text encoder
     text_heads:int=8   # attention heads of the text encoder
+    native:int=224     # image size that timm and open_clip give this encoder by default
 
 SIZES = Registry('size')
-SIZES['tiny'] = Size('rils_tiny_patch8_32', 8, embed=128, text_width=128, text_depth=2, text_heads=4)
-SIZES['mini'] = Size('rils_mini_patch8_64', 8, embed=192, text_width=192, text_depth=4, text_heads=6)
+SIZES['tiny'] = Size('rils_tiny_patch8_32', 8, embed=128, text_width=128, text_depth=2, text_heads=4, native=32)
+SIZES['mini'] = Size('rils_mini_patch8_64', 8, embed=192, text_width=192, text_depth=4, text_heads=6, native=64)
 SIZES['ViT-S-16'] = Size('vit_small_patch16_224', 16)
 SIZES['ViT-B-32'] = Size('vit_base_patch32_224', 32)
 SIZES['ViT-B-16'] = Size('vit_base_patch16_224', 16)
-SIZES['ViT-L-16'] = Size('vit_large_patch16_224', 16)
+SIZES['ViT-L-16'] = Size('vit_large_patch16_224', 16, embed=768, text_width=768, text_heads=12)  # as in the released code
 
-# %% ../nbs/04_model.ipynb #d9afa723
-def _laptop_vit(name, size, width, depth, pretrained, **kwargs):
-    if pretrained: raise UserError(f'there are no published weights of `{name}`')
+# %% ../nbs/04_model.ipynb #eb3f0b2b
+def _laptop_vit(name, size, width, depth, pretrained, pretrained_cfg=None, **kwargs):
     args = dict(img_size=size, patch_size=8, embed_dim=width, depth=depth, num_heads=width // 32) | kwargs
-    args['pretrained_cfg'] = dict(num_classes=0, input_size=(3, size, size), first_conv='patch_embed.proj', classifier='head')
-    return build_model_with_cfg(VisionTransformer, name, False, **args)
+    cfg = pretrained_cfg or dict(num_classes=0, input_size=(3, size, size), first_conv='patch_embed.proj', classifier='head')
+    return build_model_with_cfg(VisionTransformer, name, pretrained, pretrained_cfg=cfg, **args)
 
 @register_model
-def rils_tiny_patch8_32(pretrained=False, **kwargs):
+def rils_tiny_patch8_32(
+    pretrained=False, # of a local folder only; none are published
+    **kwargs,         # of timm's VisionTransformer
+):
     "ViT of width 128 and depth 4 for 32 px images: seconds on a laptop."
     return _laptop_vit('rils_tiny_patch8_32', 32, 128, 4, pretrained, **kwargs)
 
 @register_model
-def rils_mini_patch8_64(pretrained=False, **kwargs):
+def rils_mini_patch8_64(
+    pretrained=False, # of a local folder only; none are published
+    **kwargs,         # of timm's VisionTransformer
+):
     "ViT of width 192 and depth 6 for 64 px images: minutes on a laptop."
     return _laptop_vit('rils_mini_patch8_64', 64, 192, 6, pretrained, **kwargs)
 

@@ -1,0 +1,159 @@
+"""Run every notebook under nbs/ as one pytest item.
+
+The exported module is imported into the notebook's namespace, private names included; cells that export it are skipped; all other code cells run
+in the notebook's own folder. So the tests in a notebook test the code that users import, and coverage sees it.
+
+Each notebook runs in a process of its own, forked from a server that has the heavy imports behind it: nothing that a notebook sets, registers or
+patches reaches another one, and two run at a time on two cores. `--notebook-workers 0` runs them one after another in pytest's own process,
+which is how to measure coverage: `coverage run --source rils_nb -m pytest --notebook-workers 0`.
+
+A notebook whose first cell has the line `- slow: true` is marked slow. A single cell that begins with `#| slow` is left out under -m "not slow".
+"""
+import multiprocessing as mp, os, signal, sys, threading, time, traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # notebooks run side by side; also what makes sums come out the same everywhere
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+os.environ['MPLBACKEND'] = 'Agg'  # for the commands that notebooks start
+
+ROOT = Path(__file__).parent
+HEAVY = ['torch', 'torchvision', 'timm', 'open_clip', 'accelerate', 'webdataset', 'sklearn.linear_model', 'matplotlib.pyplot', 'nbdev.showdoc']
+LIMIT = 420  # seconds after which a notebook is stopped
+
+def pytest_addoption(parser):
+    parser.addoption('--notebook-workers', type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+                     help="notebooks that run at a time, each in its own process; 0 = in pytest's process")
+
+def pytest_collect_file(file_path, parent):
+    if file_path.suffix == '.ipynb' and file_path.name[0] not in '_.': return NotebookFile.from_parent(parent, path=file_path)
+
+class NotebookFile(pytest.File):
+    "A notebook; `nbs/02_data.ipynb` is both file and test."
+    def collect(self):
+        from fastcore.nbio import nb_frontmatter, read_nb
+        item = NotebookItem.from_parent(self, name=self.path.stem)
+        if str(nb_frontmatter(read_nb(self.path)).get('slow', '')).lower() == 'true': item.add_marker('slow')
+        yield item
+
+class NotebookItem(pytest.Item):
+    "All code cells of one notebook."
+    seconds = None
+    @property
+    def is_slow(self): return self.get_closest_marker('slow') is not None
+    def job(self): return str(self.path), 'not slow' in self.config.option.markexpr
+    def runtest(self):
+        self.seconds, error = self.session.stash[RUNS].result(self)
+        if error: raise NotebookError(error)
+    def repr_failure(self, excinfo):
+        return str(excinfo.value) if excinfo.errisinstance(NotebookError) else super().repr_failure(excinfo)
+    def reportinfo(self): return self.path, None, str(self.path.relative_to(self.config.rootpath))
+
+class NotebookError(Exception): pass
+
+# One notebook
+
+def run_notebook(path, skip_slow):
+    "Run the tests of a notebook; what went wrong as text, or None."
+    from execnb.shell import CaptureShell
+    from nbdev.processors import _default_exp
+    from nbdev.test import nb_test_cells
+    from fastcore.nbio import read_nb
+    from importlib import import_module
+    folder, before = Path(path).parent, os.getcwd()
+    os.chdir(folder)
+    sys.path[:0] = [str(ROOT), str(folder)]
+    shell = CaptureShell(mpl_format='png')
+    try:
+        if name := _default_exp(read_nb(path)):
+            shell.user_ns.update({k: v for k, v in vars(import_module(f'rils_nb.{name}')).items() if not k.startswith('__')})
+        for cell in nb_test_cells(path, ['slow'] if skip_slow else []):
+            if any(d.startswith('export') for d in cell.directives): continue
+            outputs = shell.run(cell.source)
+            if shell.exc: return describe(path, cell, shell.exc, outputs)
+    finally:
+        shell.close()
+        os.chdir(before)
+        for p in (str(ROOT), str(folder)): sys.path.remove(p)
+
+def describe(path, cell, exc, outputs):
+    "The error, the cell with its failing line marked, what it printed, and the traceback from the cell on."
+    tb = exc.__traceback__
+    while tb and '<ipython-input' not in tb.tb_frame.f_code.co_filename: tb = tb.tb_next
+    line = tb.tb_lineno if tb else getattr(exc, 'lineno', None)
+    source = '\n'.join(f'{">" if n == line else " "} {n:3} | {text}' for n, text in enumerate(cell.source.splitlines(), 1))
+    printed = ''.join(''.join(o['text']) for o in outputs if o['output_type'] == 'stream')[-2000:]
+    what = traceback.format_exception_only(exc)[-1].strip().splitlines()[0]
+    trace = ''.join(traceback.format_exception(exc.with_traceback(tb)) if tb else traceback.format_exception_only(exc)).rstrip()
+    return f'{what}\n{short(path)}, cell {cell.idx_ + 1} (id {cell.id}):\n\n{source}\n\n' + (f'printed:\n{printed}\n' if printed else '') + trace
+
+def short(path): return os.path.relpath(path, ROOT)
+
+# Many notebooks
+
+def child(pipe, path, skip_slow):
+    "What a notebook's process does."
+    os.setsid()  # so that whatever the notebook starts is stopped with it
+    try: error = run_notebook(path, skip_slow)
+    except BaseException as e: error = f'{type(e).__name__}: {e}\n{short(path)}:\n\n{traceback.format_exc()}'
+    sys.stdout.flush()
+    pipe.send(error)
+
+def in_own_process(context, alive, closed, path, skip_slow):
+    "Run a notebook in a process: seconds and what went wrong."
+    start = time.time()
+    ours, theirs = context.Pipe(duplex=False)
+    p = context.Process(target=child, args=(theirs, path, skip_slow))
+    p.start()
+    alive.add(p.pid)
+    if closed.is_set(): stop(p.pid)
+    theirs.close()
+    try: error = ours.recv() if ours.poll(LIMIT) else f'{short(path)}: still running after {LIMIT} s, stopped'
+    except EOFError:
+        p.join()
+        error = f'{short(path)}: its process ended with exit code {p.exitcode}'
+    stop(p.pid)
+    p.join()
+    alive.discard(p.pid)
+    return time.time() - start, error
+
+def stop(pid):
+    "End a notebook's process and all that it started."
+    for kill in (os.killpg, os.kill):  # it is its own group's leader, once it got so far
+        try: kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError): pass
+
+RUNS = pytest.StashKey()
+
+class Runs:
+    "The runs of a session's notebooks: started with the first item that asks, slow ones first."
+    def __init__(self, session): self.session, self.pool, self.alive, self.closed, self.futures = session, None, set(), threading.Event(), {}
+    def start(self):
+        n = self.session.config.option.notebook_workers
+        if not n: return
+        self.pool = ThreadPoolExecutor(n)
+        context = mp.get_context('spawn' if sys.platform == 'darwin' else 'forkserver')
+        if sys.platform != 'darwin': context.set_forkserver_preload(HEAVY)
+        items = [i for i in self.session.items if isinstance(i, NotebookItem)]
+        for i in sorted(items, key=lambda i: not i.is_slow):
+            self.futures[i] = self.pool.submit(in_own_process, context, self.alive, self.closed, *i.job())
+    def result(self, item):
+        if not self.futures: self.start()
+        if self.pool: return self.futures[item].result()
+        start = time.time()
+        return time.time() - start, run_notebook(*item.job())
+    def close(self):
+        if not self.pool: return
+        self.closed.set()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pid in list(self.alive): stop(pid)
+
+def pytest_sessionstart(session): session.stash[RUNS] = Runs(session)
+def pytest_sessionfinish(session): session.stash[RUNS].close()
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if call.when == 'call' and getattr(item, 'seconds', None): report.duration = item.seconds  # its own time, not the time that pytest waited

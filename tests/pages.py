@@ -1,0 +1,45 @@
+"""The two pages that are made from the notebooks without Quarto: README.md (from nbs/index.ipynb) and nbs/sidebar.yml.
+
+    python tests/pages.py       writes both; tests/test_project.py holds that they are in step
+"""
+import posixpath, re
+from pathlib import Path
+
+from fastcore.nbio import read_nb
+
+ROOT = Path(__file__).parent.parent
+SECTIONS = {'Tutorials': 'tutorials', 'Explanations': 'explanations', 'Modules': '.', 'Evaluations': 'evals'}  # in the site's order
+
+def readme(nb):
+    "The notebook as Markdown: hidden cells left out, text outputs shown, links and pictures made relative to the top level."
+    parts = ['<!-- Made from nbs/index.ipynb by tests/pages.py: edit that -->']
+    for cell in nb.cells:
+        marks = cell.directives
+        if 'hide' in marks or marks.get('include') == 'false': continue
+        cell.remove_directives()
+        if cell.cell_type == 'markdown': parts.append(_from_top(cell.source))
+        elif cell.cell_type == 'code':
+            if marks.get('echo') != 'false': parts.append(f'```python\n{cell.source}\n```')
+            parts += [f'```\n{_text(o)}\n```' for o in cell.outputs]
+    return '\n\n'.join(p.strip() for p in parts) + '\n'
+
+def _from_top(text):  # [tutorial](tutorials/five_minutes.ipynb) -> [tutorial](nbs/tutorials/five_minutes.ipynb)
+    move = lambda m: m[1] + posixpath.normpath('nbs/' + m[2])
+    return re.sub(r'(\]\(|(?:src|href)=")(?![a-z]+:|#|/)([^)"\s]+)', move, text)
+
+def _text(output):
+    data = {'text/plain': output.get('text')} if output.output_type == 'stream' else output.get('data', {})
+    if any(k.startswith('image/') for k in data): raise ValueError('a picture in the README is a file under nbs/images, not the output of a cell')
+    return ''.join(data['text/plain']).rstrip()
+
+def sidebar(nbs):
+    "The site's table of contents: every notebook once, in the order of SECTIONS and then of file names."
+    lines = ['website:', '  sidebar:', '    contents:', '      - index.ipynb']
+    for title, folder in SECTIONS.items():
+        pages = sorted(p.relative_to(nbs).as_posix() for p in (nbs/folder).glob('[!_.]*.ipynb') if p.name != 'index.ipynb')
+        if pages: lines += [f'      - section: {title}', '        contents:', *(f'          - {p}' for p in pages)]
+    return '\n'.join(lines) + '\n'
+
+if __name__ == '__main__':
+    (ROOT/'README.md').write_text(readme(read_nb(ROOT/'nbs'/'index.ipynb')), encoding='utf-8')
+    (ROOT/'nbs'/'sidebar.yml').write_text(sidebar(ROOT/'nbs'), encoding='utf-8')

@@ -1,0 +1,61 @@
+"""Three steps of every method on one global batch of 8, shared by however many processes there are: loss, gradients and weights go to a file.
+
+    python -m torch.distributed.run --nproc_per_node 2 tests/three_steps.py OUT
+"""
+import sys
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from rils_nb.config import Config
+from rils_nb.core import key, world
+from rils_nb.methods import METHODS, RILS, make
+from rils_nb.train import optimizer_of
+
+PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
+RUNS = dict(clip='', mae=PIXELS, mae_clip=PIXELS, rils='', rils_one_sided='', rils_none_matched='', rils_prototypes='prototype_grad=true')
+HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image
+
+class Given(RILS):
+    "RILS whose matched images are given by the batch."
+    def reconstruct(self, x, f, z_t, hit, keys): return super().reconstruct(x, f, z_t, self.hit, keys)
+
+METHODS['given'] = Given
+
+def batch_of(step):
+    "The global batch of a step: 8 images, captions of different lengths, one of them twice."
+    g = torch.Generator().manual_seed(step)
+    tokens = torch.randint(1, 49000, (8, 9), generator=g)
+    tokens[:, 6:] = 0
+    tokens[torch.arange(8), torch.randint(3, 6, (8,), generator=g)] = 49407
+    tokens[5] = tokens[1]
+    return dict(image=torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=g), tokens=tokens,
+                ids=torch.tensor([0, 1, 2, 3, 4, 1, 6, 7]), keys=torch.tensor([key(0, step, i) for i in range(8)]))
+
+def three_steps(run):  # -> dict of tensors
+    "Train a method for three steps in float64; everything that two process counts must agree on."
+    rank, n = world()
+    mine = slice(rank * 8 // n, (rank + 1) * 8 // n)
+    method = make(Config(method='given' if run in HITS else run.split('_proto')[0], opts=RUNS[run], batch=8, weight_decay=0.5)).double()
+    if run in HITS: method.hit = torch.tensor(HITS[run], dtype=bool)[mine]
+    model = DistributedDataParallel(method) if n > 1 else method
+    optimizer, kept = optimizer_of(method, method.config), {}
+    for step in range(3):
+        loss = model({k: v[mine] for k, v in batch_of(step).items()})['loss']
+        loss.backward()
+        total = loss.detach().clone()
+        if n > 1: dist.all_reduce(total)
+        kept[f'loss/{step}'] = total / n
+        if step == 0: kept |= {f'grad/{k}': p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step()
+    return kept | {f'weight/{k}': v.clone() for k, v in method.state_dict().items()} | dict(world=torch.tensor(n))
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo')
+    results = {run: three_steps(run) for run in RUNS}
+    if world()[0] == 0: torch.save(results, sys.argv[1])
+    dist.destroy_process_group()
