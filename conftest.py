@@ -7,7 +7,8 @@ Each notebook runs in a process of its own, forked from a server that has the he
 patches reaches another one, and two run at a time on two cores. `--notebook-workers 0` runs them one after another in pytest's own process,
 which is how to measure coverage: `coverage run --source rils_nb -m pytest --notebook-workers 0`.
 
-A notebook whose first cell has the line `- slow: true` is marked slow. A single cell that begins with `#| slow` is left out under -m "not slow".
+A notebook whose first cell has the line `- slow: true` is marked slow. A single cell that begins with `#| slow` takes minutes (a real training): it
+is left out unless asked for, `pytest --slow nbs/tutorials/your_own_pairs.ipynb`.
 """
 import multiprocessing as mp, os, signal, sys, threading, time, traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,12 @@ os.environ['MPLBACKEND'] = 'Agg'  # for the commands that notebooks start
 
 ROOT = Path(__file__).parent
 HEAVY = ['torch', 'torchvision', 'timm', 'open_clip', 'accelerate', 'webdataset', 'sklearn.linear_model', 'matplotlib.pyplot', 'nbdev.showdoc']
-LIMIT = 420  # seconds after which a notebook is stopped
+LIMIT, SLOW_LIMIT = 420, 3600  # seconds after which a notebook is stopped, without and with its slow cells
 
 def pytest_addoption(parser):
     parser.addoption('--notebook-workers', type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
                      help="notebooks that run at a time, each in its own process; 0 = in pytest's process")
+    parser.addoption('--slow', action='store_true', help='run the cells that are marked `#| slow`, too')
 
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == '.ipynb' and file_path.name[0] not in '_.': return NotebookFile.from_parent(parent, path=file_path)
@@ -43,7 +45,7 @@ class NotebookItem(pytest.Item):
     seconds = None
     @property
     def is_slow(self): return self.get_closest_marker('slow') is not None
-    def job(self): return str(self.path), 'not slow' in self.config.option.markexpr
+    def job(self): return str(self.path), not self.config.option.slow
     def runtest(self):
         self.seconds, error = self.session.stash[RUNS].result(self)
         if error: raise NotebookError(error)
@@ -110,7 +112,8 @@ def in_own_process(context, alive, closed, path, skip_slow):
     alive.add(p.pid)
     if closed.is_set(): stop(p.pid)
     theirs.close()
-    try: error = ours.recv() if ours.poll(LIMIT) else f'{short(path)}: still running after {LIMIT} s, stopped'
+    limit = LIMIT if skip_slow else SLOW_LIMIT
+    try: error = ours.recv() if ours.poll(limit) else f'{short(path)}: still running after {limit} s, stopped'
     except EOFError:
         p.join()
         error = f'{short(path)}: its process ended with exit code {p.exitcode}'

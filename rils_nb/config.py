@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fastcore.docments import docments
 from .core import Registry, UserError, nearest
 
-# %% ../nbs/01_config.ipynb #7fa7d770
+# %% ../nbs/01_config.ipynb #3cc9fac5
 @dataclass(frozen=True)
 class Config:
     "Everything that determines a run."
@@ -38,7 +38,7 @@ class Config:
     # optimisation
     batch:int=128             # images in one step over all processes
     epochs:float=0.0          # length of the run in passes over the data
-    steps:int=1150            # length of the run in steps; 0 = as `epochs` says
+    steps:int=1400            # length of the run in steps; 0 = as `epochs` says
     lr:float=1.5e-3           # peak learning rate
     min_lr:float=1e-5         # learning rate at the end
     warmup:float=0.04         # share of the run in which the learning rate rises from 0

@@ -10,13 +10,14 @@ __all__ = ['COLOURS', 'BACKGROUNDS', 'SIZES', 'RELATIONS', 'SHAPES', 'shape', 'P
            'cross', 'ring', 'crescent', 'star', 'heart', 'plain', 'striped', 'dotted', 'layout', 'distances', 'draw',
            'captions', 'Scenes']
 
-# %% ../nbs/01_scenes.ipynb #5b1570ff
+# %% ../nbs/01_scenes.ipynb #c0a59e9c
 import math
 from collections import namedtuple
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
+from fastcore.basics import patch
 from .core import Registry, UserError, key, nearest, noise
 
 # %% ../nbs/01_scenes.ipynb #fbe80a08
@@ -223,8 +224,7 @@ class Scenes:
         if c not in self._kept: self._kept[c] = self.images(c * self.chunk, min(self.n, (c + 1) * self.chunk))
         return self._kept[c][i % self.chunk]
 
-# %% ../nbs/01_scenes.ipynb #f9af032e
-from fastcore.basics import patch
+# %% ../nbs/01_scenes.ipynb #acf42eed
 _shapes, _colours, _textures, _backgrounds = map(list, (SHAPES, COLOURS, TEXTURES, BACKGROUNDS))
 
 @patch

@@ -44,7 +44,7 @@ def lr_at(step, steps, config):  # step counted from 0 -> float
     t = (step - rise) / max(1, steps - 1 - rise)
     return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * t)) / 2
 
-# %% ../nbs/07_train.ipynb #0132d3d0
+# %% ../nbs/07_train.ipynb #32265685
 def has_bf16():
     "Whether this machine computes in bfloat16 natively."
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -59,6 +59,7 @@ def start(config):  # -> Accelerator
         if t not in ('tensorboard', 'wandb'): raise UserError(f'unknown tracker `{t}` (valid: tensorboard, wandb)')
         if not importlib.util.find_spec(t): raise UserError(f'the tracker `{t}` is not installed: pip install {t}')
     torch.set_float32_matmul_precision('high')
+    if bf16 and not torch.cuda.is_available(): torch.backends.cuda.enable_flash_sdp(False)  # holds for the CPU too, see below
     acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision='bf16' if bf16 else 'no', log_with=trackers or None, project_dir=config.out)
     rank, n = world()
     if config.processes and config.processes != n:

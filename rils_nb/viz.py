@@ -183,7 +183,7 @@ def save_figure(fig, path):  # figure, .png
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches='tight', metadata={'Software': None})
 
-# %% ../nbs/09_viz.ipynb #193377de
+# %% ../nbs/09_viz.ipynb #34e89914
 def search(
     model,
     source,
@@ -215,5 +215,6 @@ def gallery_row(axes, source, query, hits):  # axes, source, text, list of (scor
     "One query of a gallery."
     for ax in axes: ax.axis('off')
     for ax, (score, i) in zip(axes, hits): panel(ax, source.read(i)['image'])
-    axes[0].set_title(f'"{textwrap.shorten(query, 60)}"', loc='left').set_in_layout(False)  # a long text must not widen the column
-    axes[-1].set_title(' ')  # keeps the room above the row
+    words = axes[0].text(0, 1.06, f'"{textwrap.shorten(query, 70)}"', transform=axes[0].transAxes, va='bottom')
+    words.set_in_layout(False)  # a long text must not widen the column
+    axes[0].set_title(' ')      # keeps the room above the row

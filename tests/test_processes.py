@@ -1,5 +1,5 @@
 """What only several real processes can show."""
-import os, subprocess, sys
+import os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -30,3 +30,44 @@ def test_two_processes_equal_one(two, run):
     assert a.keys() == b.keys()
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-6, msg=lambda m: f'{run} {k}: {m}')
     if run in ('rils', 'rils_one_sided'): assert b['grad/decoder.head.weight'].abs().max() > 1e-4  # the reconstruction was at work
+
+TINY = ['--data', 'scenes:n=64', '--eval_data', '', '--batch', '16', '--precision', 'float32', '--log_every', '1']
+
+def weights(run):
+    from rils_nb.methods import WEIGHTS, newest, read_tensors
+    return read_tensors(newest(run)/WEIGHTS)
+
+def test_trainer_with_two_processes_equals_one(tmp_path):
+    code, log = launch(['-m', 'rils_nb.train', *TINY, '--steps', '4', '--processes', '2', '--workers', '1', '--out', tmp_path/'two'], tmp_path/'log')
+    assert code == 0 and '2 processes x 8' in log, log
+    subprocess.run([sys.executable, '-m', 'rils_nb.train', *TINY, '--steps', '4', '--out', str(tmp_path/'one')], env=ENV, check=True, timeout=200, capture_output=True)
+    a, b = weights(tmp_path/'two'), weights(tmp_path/'one')
+    moved = 0
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], rtol=0, atol=2e-5, msg=lambda m: f'{k}: {m}')
+        moved += (a[k] - b[k]).abs().sum() > 0
+    assert moved, 'bit for bit equal: were there two processes?'
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal_and_resumed(tmp_path, signum):
+    args = [sys.executable, '-m', 'rils_nb.train', *TINY, '--steps', '60']
+    subprocess.run([*args, '--out', str(tmp_path/'whole')], env=ENV, check=True, timeout=200, capture_output=True)
+    with open(tmp_path/'out', 'w') as f:
+        run = subprocess.Popen([*args, '--out', str(tmp_path/'run')], env=ENV, stdout=f, stderr=subprocess.STDOUT)
+        log = tmp_path/'run'/'log.jsonl'
+        for _ in range(600):
+            if log.exists() and len(log.read_text().splitlines()) >= 3: break
+            time.sleep(0.1)
+        run.send_signal(signum)
+        assert run.wait(timeout=20) == 128 + signum, (tmp_path/'out').read_text()
+    from rils_nb.methods import newest
+    assert 3 <= int(newest(tmp_path/'run').name[-7:]) < 60
+    assert 'continue with --resume' in (tmp_path/'out').read_text()
+    subprocess.run([*args, '--out', str(tmp_path/'run'), '--resume', '--workers', '2'], env=ENV, check=True, timeout=200, capture_output=True)
+    a, b = weights(tmp_path/'whole'), weights(tmp_path/'run')
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+def test_more_processes_asked_for_than_started(tmp_path):
+    code, log = launch(['-m', 'rils_nb.train', *TINY, '--steps', '1', '--processes', '4', '--out', tmp_path/'run'], tmp_path/'log')
+    assert code != 0 and log.count('error: --processes 4 asked for, 2 started') == 1, log
+    assert not (tmp_path/'run').exists()

@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/evals/features.html.md"""
 __all__ = ['OPENERS', 'Library', 'OpenCLIP', 'Timm', 'open_open_clip', 'open_timm', 'load_model', 'name_of', 'evaluating',
            'device_of', 'tokenizer_of', 'text_features', 'view', 'view_of', 'subset', 'sharing', 'features']
 
-# %% ../../nbs/evals/08_features.ipynb #0c01379a
+# %% ../../nbs/evals/08_features.ipynb #aca80cb1
 import logging
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from ..core import Registry, UserError, nearest, noise
-from ..data import BadSample, tokenize
+from ..data import BadSample, eval_view, tokenize
 from ..methods import load
 
 # %% ../../nbs/evals/08_features.ipynb #c8042902
@@ -162,21 +162,21 @@ def text_features(
             for i, z in zip(part, model.encode_text(tok([texts[i] for i in part]).to(device)).float().cpu()): out[i] = z
     return torch.stack(out)
 
-# %% ../../nbs/evals/08_features.ipynb #ae6027ef
+# %% ../../nbs/evals/08_features.ipynb #fcabc32e
 def view(
     image,  # (3,H,W) uint8
     size,   # S
-    interpolation='bilinear',
+    interpolation='bicubic',
     crop=1.0,  # side of the centre crop / shorter side of the resized image
 ):  # -> (3,S,S) uint8
     "The middle of an image."
-    side = round(size / crop)
-    if min(image.shape[-2:]) != side: image = TF.resize(image, [side], interpolation=TF.InterpolationMode(interpolation), antialias=True)
-    return TF.center_crop(image, [size, size])
+    return TF.center_crop(eval_view(round(size / crop), interpolation)(image), [size, size])
 
 def view_of(model, image):  # (3,H,W) uint8 -> (3,S,S) uint8
     "The middle of an image, as `model` wants it."
-    return view(image, model.image_size, getattr(model, 'interpolation', 'bilinear'), getattr(model, 'crop', 1.0))
+    return view(image, *_how(model))
+
+def _how(model): return model.image_size, getattr(model, 'interpolation', 'bicubic'), getattr(model, 'crop', 1.0)
 
 # %% ../../nbs/evals/08_features.ipynb #52872fd7
 def subset(total, n):  # -> ascending list of at most n indices below total
@@ -184,11 +184,10 @@ def subset(total, n):  # -> ascending list of at most n indices below total
     if not n or n >= total: return list(range(total))
     return noise(torch.arange(total), 1)[:, 0].argsort()[:n].sort().values.tolist()
 
-# %% ../../nbs/evals/08_features.ipynb #83518990
+# %% ../../nbs/evals/08_features.ipynb #ec01581d
 class _Views(torch.utils.data.Dataset):  # (index, view, captions, label) of samples; None for a damaged one
     def __init__(self, model, source, index):
-        self.source, self.index = source, index
-        self.how = (model.image_size, getattr(model, 'interpolation', 'bilinear'), getattr(model, 'crop', 1.0))
+        self.source, self.index, self.how = source, index, _how(model)
     def __len__(self): return len(self.index)
     def __getitem__(self, k):
         try: s = self.source.read(self.index[k])

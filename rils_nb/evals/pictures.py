@@ -26,7 +26,7 @@ from ..scenes import COLOURS, SHAPES, Scenes
 from ..viz import (_legend, _overlay, gallery_row, panel, patch_features, save_figure, search, styled, word_colours,
                          word_features)
 
-# %% ../../nbs/evals/15_pictures.ipynb #14b60fc9
+# %% ../../nbs/evals/15_pictures.ipynb #0e45cf0a
 STOP = set('a an the of on in at to and with for from by is are this that there it its as or photo picture image shows showing'.split())
 
 @singledispatch
@@ -48,7 +48,7 @@ def queries_of(source):  # -> list of texts
 def _(source: Scenes): return {c: [f'a {c} {s}' for s in SHAPES] for c in COLOURS}
 
 @queries_of.register
-def _(source: Scenes): return ['a yellow star', 'a large blue ring on a white background', 'a red circle left of a green square']
+def _(source: Scenes): return ['a yellow star', 'a large green ring on a white background', 'a red circle left of a blue square']
 
 # %% ../../nbs/evals/15_pictures.ipynb #2fabe720
 PICTURES = {}  # what it shows -> (does it fit this model?, draw)
@@ -81,7 +81,7 @@ def some(source, k, prefer=lambda i: True):  # -> list of at most k samples
     if not found: raise UserError('no sample of the data could be read: there is nothing to draw')
     return found
 
-# %% ../../nbs/evals/15_pictures.ipynb #9401ceca
+# %% ../../nbs/evals/15_pictures.ipynb #0bd6fdd3
 def _text(model): return getattr(model, 'encode_text', None) is not None and getattr(model, 'encode_tokens', None) is not None
 
 @picture('words', _text)
@@ -91,17 +91,18 @@ def language_picture(model, source, rows=4, n=5):  # -> figure
     two = (lambda i: bool(source.table['two'][i])) if isinstance(source, Scenes) else (lambda i: True)
     images = torch.stack([view_of(model, s['image']) for s in some(source, rows, two)])
     words, queries = words_of(source), queries_of(source)
-    scores = patch_features(model, images) @ word_features(model, words).T                                # (B,N,W)
-    side, shown = math.isqrt(scores.shape[1]), scores.flatten(0, 1).std(0).argmax().item()
-    maps, colours = scores.unflatten(1, (side, side)), word_colours(list(words))
-    fig = plt.figure(figsize=(9.6, 4.6))
+    p = (patch_features(model, images) @ word_features(model, words).T / 0.04).softmax(-1)                # (B,N,W), Eq. 8
+    side, colours = math.isqrt(p.shape[1]), word_colours(list(words))
+    fig = plt.figure(figsize=(9.6, 4.8))
     left, right = fig.subfigures(1, 2, width_ratios=[3.4, 5.6])
-    for row, x, m in zip(left.subplots(len(images), 3, squeeze=False), images, maps):
+    for row, x, m in zip(left.subplots(len(images), 3, squeeze=False), images, p.unflatten(1, (side, side))):
+        k = m.flatten(0, 1).std(0).argmax().item()
         panel(row[0], x)
         _overlay(row[1], m.argmax(-1), colours)
-        row[2].imshow(m[..., shown].numpy(), vmin=scores[..., shown].min(), vmax=scores[..., shown].max())
+        row[2].imshow(m[..., k].numpy(), vmin=0, vmax=1)
+        row[2].set_title(f'p("{list(words)[k]}")')
         row[2].axis('off')
-    for ax, title in zip(left.axes, ('image', 'nearest word', f'nearness to "{list(words)[shown]}"')): ax.set_title(title)
+    left.axes[1].set_title('nearest word')
     _legend(left, list(words), colours, loc='outside lower center', ncols=4, handlelength=1, columnspacing=1)
     for row, q, hits in zip(right.subplots(len(queries), n, squeeze=False), queries, search(model, source, queries, n)): gallery_row(row, source, q, hits)
     left.suptitle('What each patch means in words')

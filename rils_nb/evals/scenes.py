@@ -6,13 +6,13 @@ Docs: https://rils-nb.github.io/rils_nb/evals/scenes.html.md"""
 
 # %% auto #0
 __all__ = ['WORDINGS', 'QUESTIONS', 'UNSEEN', 'CHANCE', 'pair_classifier', 'pair_figures', 'attribute_figures', 'relation_figure',
-           'scenes']
+           'patch_figure', 'scenes']
 
-# %% ../../nbs/evals/14_scenes.ipynb #1e52b126
+# %% ../../nbs/evals/14_scenes.ipynb #14f54706
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .harness import features, task, text_features
+from .harness import device_of, evaluating, features, task, text_features, view_of
 from .zeroshot import classifier
 from ..scenes import BACKGROUNDS, COLOURS, PAIRS, RELATIONS, SHAPES, SIZES, TEXTURES, Scenes
 
@@ -70,7 +70,22 @@ def relation_figure(model, z, t):  # model, (n,E), table of n scenes with two ob
     asked = [[f'{a} {r} {b}' for r in RELATIONS] for a, b in nouns]
     return dict(relation=_choice(model, z, asked, torch.from_numpy(t['relation']), 4), relation_chance=1/4)
 
-# %% ../../nbs/evals/14_scenes.ipynb #ef06878e
+# %% ../../nbs/evals/14_scenes.ipynb #86261299
+def patch_figure(model, source, index, limit=400):  # model, Scenes, samples with two objects -> dict, empty for a model without patch features
+    "Colour of the patch under each of two objects."
+    if getattr(model, 'encode_tokens', None) is None: return {}
+    index = index[:limit]
+    with evaluating(model):
+        z = [model.encode_tokens(torch.stack([view_of(model, source.image(i)) for i in part]).to(device_of(model))).float().cpu()
+             for part in np.array_split(index, -(-len(index) // 100))]
+    z, w = F.normalize(torch.cat(z), dim=-1), pair_classifier(model).view(8, 8, -1).mean(0)                # (n,N,E), (colour,E)
+    side = round(z.shape[1]**0.5)
+    x, y = np.moveaxis((source.table['centre'][index] * side).astype(int).clip(0, side - 1), -1, 0)        # (n,2) each
+    under = z.gather(1, torch.from_numpy(y * side + x)[..., None].expand(-1, -1, z.shape[-1]))              # (n,2,E)
+    hits = _average(under.flatten(0, 1), w) == torch.from_numpy(source.table['colour'][index]).flatten()
+    return dict(patch_colour=hits.float().mean().item(), patch_colour_chance=1/8)
+
+# %% ../../nbs/evals/14_scenes.ipynb #026e88c3
 UNSEEN = dict(outline=('colour', 'shape'), noise=('colour', 'shape'), blur=('colour', 'shape'), grey=('shape',), inverted=('shape',))
 CHANCE = dict(colour=1/8, shape=1/8, pair=1/64, colour_given_shape=1/8, shape_given_colour=1/8, colour_alone=1/8, shape_alone=1/8)
 
@@ -86,6 +101,7 @@ def scenes(model, config, source, *,
     if one.any(): out |= pair_figures(f['image'][one], w, f['labels'][one]) | {f'{k}_chance': v for k, v in CHANCE.items()}
     if one.any(): out |= attribute_figures(model, F.normalize(f['image'][one], dim=-1), rows(one))
     if two.any(): out |= relation_figure(model, F.normalize(f['image'][two], dim=-1), rows(two))
+    if two.any(): out |= patch_figure(model, source, np.array(f['index'])[two.numpy()])
     for name, (figures, kw) in (_unseen() if unseen else {}).items():
         g = look(Scenes(n=unseen, size=source.size, objects=1, **kw), unseen)
         r = pair_figures(g['image'], w, g['labels'])

@@ -1,0 +1,113 @@
+"""Every mistake a user can make on the command line: one line on stderr, exit code 2, no traceback, nothing written."""
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from rils_nb import data, export, train
+from rils_nb.config import Config, to_json
+from rils_nb.core import write_text
+from rils_nb.evals import harness
+from rils_nb.methods import make, save
+
+MAIN = {'rils-train': train.main, 'rils-eval': harness.main, 'rils-data': data.main, 'rils-export': export.main}
+
+@pytest.fixture(scope='module')
+def there(tmp_path_factory):
+    "A folder with a run, a run without text, damaged and pickled checkpoints, and tables that lack something."
+    d = tmp_path_factory.mktemp('bad')
+    for name, config in (('good', Config()), ('mae', Config(method='mae')), ('cut', Config()), ('other', Config())):
+        folder = d/name/'checkpoints'/'step-0000010'
+        folder.mkdir(parents=True)
+        save(make(config), folder)
+        write_text(folder/'trainer.json', json.dumps(dict(step=10)))
+        save_file({}, folder/'trainer.safetensors')
+        write_text(d/name/'config.json', to_json(replace(config, out=str(d/name))))
+    cut = d/'cut'/'checkpoints'/'step-0000010'/'model.safetensors'
+    cut.write_bytes(cut.read_bytes()[:1000])
+    write_text(d/'other'/'checkpoints'/'step-0000010'/'config.json', to_json(Config(size='mini', image_size=64)))
+    (d/'pickled').mkdir()
+    torch.save({}, d/'pickled'/'model.pt')
+    Image.new('RGB', (8, 8)).save(d/'a.png')
+    (d/'pairs.csv').write_text('image,caption\na.png,a black square\n')
+    (d/'noimage.csv').write_text('file,caption\na.png,a black square\n')
+    (d/'empty.csv').write_text('')
+    (d/'broken.jsonl').write_text('{"image": \n')
+    (d/'classes.txt').write_text('only one\n')
+    (d/'out-000000.tar').write_bytes(b'kept')
+    (d/'nothing').mkdir()
+    return d
+
+CASES = [
+    ('rils-train shapse', 'did you mean `shapes`?'),
+    ('rils-train --masc_ratio 0.5', 'did you mean `--mask_ratio`?'),
+    ('rils-train --lr', 'expected one argument'),
+    ('rils-train --lr fast', 'lr must be of type float, given `fast`'),
+    ('rils-train --lr -0.1', 'lr must be above 0'),
+    ('rils-train --lr nan', 'lr must be above 0'),
+    ('rils-train --batch 12.5', 'batch must be of type int'),
+    ('rils-train --mask_ratio 1.0', 'at least 0 and below 1'),
+    ('rils-train --image_size 30', 'not a multiple of the patch side 8'),
+    ('rils-train --mask_ratio 0.99', 'hides all 16 patches'),
+    ('rils-train --method rlis', 'did you mean `rils`?'),
+    ('rils-train --size ViT-B16', 'did you mean `ViT-B-16`?'),
+    ('rils-train --masking randm', 'did you mean `random`?'),
+    ('rils-train --opts tau=1', 'unknown option `tau`'),
+    ('rils-train --opts tau_pred', 'key=value'),
+    ('rils-train --tasks retreival', 'did you mean `retrieval`?'),
+    ('rils-train --method mae --tasks zeroshot', 'no text tower'),
+    ('rils-train --data scens', 'did you mean `scenes`?'),
+    ('rils-train --data {d}/none-*.tar', 'no shards match'),
+    ('rils-train --data {d}/none.csv', 'does not exist'),
+    ('rils-train --data {d}/noimage.csv', 'has no column `image`'),
+    ('rils-train --data {d}/pairs.csv --caption_key captions', 'did you mean `caption`?'),
+    ('rils-train --data {d}/empty.csv', 'has no rows'),
+    ('rils-train --data {d}/broken.jsonl', 'line 1 is not JSON'),
+    ('rils-train --data {d}/nothing', 'no pairs in the folder'),
+    ('rils-train --data {d}/out-*.tar', 'hold no complete pair'),
+    ('rils-train --processes 4', '--processes 4 asked for, 1 started'),
+    ('rils-train --precision fp8', 'auto, bf16 or float32'),
+    ('rils-train --track mlflow', 'valid: tensorboard, wandb'),
+    ('rils-train --out {d}/good', 'holds a run already'),
+    ('rils-train --out {d}/a.png', 'is a file'),
+    ('rils-train --out {d}/good --resume --lr 0.01', 'lr: was 0.0015, now 0.01'),
+    ('rils-train --out {d}/cut --resume', 'no whole checkpoint'),
+    ('rils-train --out {d}/other --resume', 'size'),
+    ('rils-train {d}/none.json', 'cannot read the config'),
+    ('rils-eval {d}/nowhere', 'no checkpoint'),
+    ('rils-eval {d}/cut', 'no whole checkpoint'),
+    ('rils-eval {d}/other', 'are not those of its config'),
+    ('rils-eval {d}/pickled', 'unpickling runs code'),
+    ('rils-eval {d}/good --tasks zeroshoot', 'did you mean `zeroshot`?'),
+    ('rils-eval {d}/good --data {d}/none-*.tar', 'no shards match'),
+    ('rils-eval {d}/mae --tasks zeroshot', '`mae` has no text tower, so zeroshot is undefined; use probe'),
+    ('rils-eval {d}/good --class_names {d}/classes.txt', ''),
+    ('rils-eval {d}/good --taks probe', 'did you mean `--tasks`?'),
+    ('rils-eval timm:vit_basee_patch16_224', 'did you mean'),
+    ('rils-eval open_clip:ViT-B-166', 'did you mean'),
+    ('rils-data pack {d}/pairs.csv {d}/out', 'exist already'),
+    ('rils-data pack {d}/pairs.csv {d}/new --per_shard 0', 'above 0'),
+    ('rils-data check {d}/none.csv', 'does not exist'),
+    ('rils-data chek {d}/pairs.csv', 'check'),
+    ('rils-export {d}/good --to onnx --out {d}/x', 'valid: open_clip, timm'),
+    ('rils-export {d}/mae --to open_clip --out {d}/x', 'no text tower'),
+    ('rils-export {d}/good --to timm --out {d}/nothing', 'exists already'),
+    ('rils-export {d}/pickled --to timm --out {d}/x', 'unpickling runs code'),
+]
+
+def tree(d): return {str(p): p.stat().st_mtime_ns for p in sorted(d.rglob('*')) if p.is_file()}
+
+@pytest.mark.parametrize('line,words', CASES, ids=[c[0].replace('{d}/', '') for c in CASES])
+def test_a_mistake_is_answered_by_one_line(line, words, there, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    argv = line.format(d=there).split()
+    monkeypatch.setattr(sys, 'argv', argv)
+    before = tree(there)
+    with pytest.raises(SystemExit) as stop: MAIN[argv[0]]()
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2, said
+    assert len(said) == 1 and said[0].startswith('error: ') and words in said[0], said
+    assert tree(there) == before and not list(tmp_path.rglob('*')), 'something was written'
