@@ -208,7 +208,7 @@ def parser(prog='rils-train'):  # -> argparse.ArgumentParser
         p.add_argument(f'--{f.name}', metavar=f.type.__name__, help=words[f.name].replace('%', '%%'), **kw)
     return p
 
-# %% ../nbs/01_config.ipynb #b2bc8b61
+# %% ../nbs/01_config.ipynb #a4e9ece4
 def parse(
     argv=None,  # list of arguments; default: the command's own
 ):  # -> Config
@@ -226,6 +226,7 @@ def parse(
     else: base = RECIPES[name]()
     kinds = {f.name: f.type for f in dataclasses.fields(Config)}
     given = {k: _value(k, v, kinds[k]) for k, v in given.items()}
+    if given.get('method', base.method) != base.method: given.setdefault('opts', '')  # options belong to a method
     if 'epochs' in given and 'steps' not in given: given['steps'] = 0  # whoever says epochs means epochs
     config = replace(base, **given)
     return config if config.out else replace(config, out=f'runs/{name.removesuffix("/config.json")}')

@@ -7,13 +7,15 @@ Docs: https://rils-nb.github.io/rils_nb/data.html.md"""
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'IMAGES', 'READERS', 'VIEWS', 'BadSample', 'decode_image', 'clean_caption', 'clean_captions', 'tokenize',
            'caption_id', 'Source', 'Manifest', 'Folder', 'ClassFolders', 'scan', 'shard_paths', 'Shards', 'open_source',
-           'Plan', 'eval_view', 'image_view', 'caption_view', 'Views', 'collate', 'loader', 'pack', 'check', 'main']
+           'Plan', 'eval_view', 'image_view', 'caption_view', 'Unusable', 'Views', 'collate', 'loader', 'pack', 'check',
+           'main']
 
-# %% ../nbs/02_data.ipynb #dad8e9e4
+# %% ../nbs/02_data.ipynb #2f5e1580
 import argparse, csv, glob, io, json, os, re, signal, sys, tarfile, tempfile, unicodedata, warnings
 from bisect import bisect_right
 from collections import Counter
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from tqdm.contrib.concurrent import process_map
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 from .config import _Parser
-from .core import Registry, UserError, command, key, nearest, noise, seeded
+from .core import Registry, UserError, command, key, nearest, noise, seeded, write_text
 from .scenes import Scenes
 
 # %% ../nbs/02_data.ipynb #ad62566a
@@ -43,7 +45,7 @@ class BadSample(Exception):
         self.kind, self.where = kind, where
     def __reduce__(self): return BadSample, (self.kind, self.where)  # crosses from a worker to the trainer
 
-# %% ../nbs/02_data.ipynb #3118aa96
+# %% ../nbs/02_data.ipynb #91b70561
 MAX_PIXELS = 100_000_000  # a square of 10,000; beyond that it is a decompression bomb
 
 def decode_image(
@@ -66,12 +68,13 @@ def decode_image(
 def _to_rgb(image):  # any PIL image -> RGB
     if image.mode.startswith('I') or image.mode == 'F':  # 16 or 32 bits, where convert('RGB') would clip to 255
         x = np.asarray(image, dtype=np.float64)
-        image = Image.fromarray((x / (257 if x.max() > 255 else 1)).clip(0, 255).astype(np.uint8))
+        scale = 1/257 if x.max() > 255 else 255 if image.mode == 'F' and x.max() <= 1 else 1
+        image = Image.fromarray((x * scale).round().clip(0, 255).astype(np.uint8))
     if image.mode in ('P', 'PA', 'LA', 'La', 'RGBA', 'RGBa') or 'transparency' in image.info:
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
     return image.convert('RGB')
 
-# %% ../nbs/02_data.ipynb #8dc86fe8
+# %% ../nbs/02_data.ipynb #b9aedc6d
 def clean_caption(
     text,  # bytes or str, or whatever a table held
 ):  # -> str
@@ -82,7 +85,7 @@ def clean_caption(
     if not isinstance(text, str): raise BadSample('caption', f'{type(text).__name__} in place of text')
     text = text[:2000]
     if any('\ud800' <= c <= '\udfff' for c in text): raise BadSample('caption', 'not UTF-8')  # undecodable bytes of a table
-    text = ' '.join(''.join(' ' if unicodedata.category(c) == 'Cc' else c for c in text).split())
+    text = ' '.join(''.join(' ' if c == '\ufeff' or unicodedata.category(c) == 'Cc' else c for c in text).split())
     if not text: raise BadSample('caption', 'empty')
     return text
 
@@ -95,13 +98,13 @@ def clean_captions(texts):  # a caption or a list of them -> list of str
     if not out: raise error
     return out
 
-# %% ../nbs/02_data.ipynb #94129129
+# %% ../nbs/02_data.ipynb #9fcc47db
 _tokenizer = lru_cache(1)(partial(open_clip.get_tokenizer, 'ViT-B-32'))  # CLIP's byte pairs, 49,408 of them
 
-@lru_cache(2**17)
+@lru_cache(2**16)
 def _tokens(text):
     row = _tokenizer()([text])[0]
-    return row[:int((row != 0).sum())]
+    return row[:int((row != 0).sum())].clone()  # a slice would keep all 77
 
 def tokenize(
     texts,     # list of str
@@ -140,26 +143,38 @@ def _bytes(path):
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
-# %% ../nbs/02_data.ipynb #88d33ccf
+# %% ../nbs/02_data.ipynb #405954e9
 class Manifest(Source):
     "Pairs listed in a CSV, TSV or JSON lines file."
     def __init__(self, path, image_key='image', caption_key='caption'):
         self.path, csv_limit = Path(path), csv.field_size_limit(2**24)
         if not self.path.is_file(): raise UserError(f'the file `{path}` does not exist')
-        with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
-            if self.path.suffix == '.jsonl': rows = [self._json(n, l) for n, l in enumerate(f, 1) if l.strip()]
-            else: rows = list(csv.DictReader((l.replace('\0', ' ') for l in f), delimiter='\t' if self.path.suffix == '.tsv' else ','))
-        csv.field_size_limit(csv_limit)
+        try: rows = self._rows()
+        except OSError as e: raise UserError(f'`{path}` cannot be read: {e.strerror}')
+        finally: csv.field_size_limit(csv_limit)
         if not rows: raise UserError(f'`{path}` has no rows')
-        columns = [str(c) for c in rows[0] if c is not None]
+        columns = list(dict.fromkeys(str(c) for r in rows[:100] for c in r if c is not None))
         for flag, name in (('image_key', image_key), ('caption_key', caption_key)):
             if name not in columns and not (flag == 'caption_key' and 'label' in columns):
                 raise UserError(f'`{path}` has no column `{name}`{nearest(name, columns)}: its columns are {", ".join(columns)}; name one with --{flag}')
-        self.rows = [(r.get(image_key), r.get(caption_key), r.get('label')) for r in rows]
-        names = sorted({r[2] for r in self.rows if r[2] is not None}, key=str)
-        self.classes = [str(n) for n in names] if names else None
+        self.rows = [(r.get(image_key), r.get(caption_key), None if r.get('label') in (None, '') else str(r['label'])) for r in rows]
+        names = sorted({r[2] for r in self.rows if r[2] is not None})
+        self.classes = names or None
         self.label = {n: i for i, n in enumerate(names)}
+        self._look()
 
+    def _rows(self):  # -> list of dicts
+        suffix = self.path.suffix.lower()
+        with open(self.path, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
+            if suffix == '.jsonl': return [self._json(n, l) for n, l in enumerate(f, 1) if l.strip()]
+            table = csv.DictReader((l.replace('\0', ' ') for l in f), delimiter='\t' if suffix == '.tsv' else ',', strict=True)
+            try: return list(table)  # strict: a quote that is never closed would swallow the rest of the table
+            except csv.Error as e: raise UserError(f'`{self.path}` after line {table.line_num}: {e}; a text with quotes is "quoted" and has them doubled')
+    def _look(self):  # where nothing can be found, say so at once
+        first = [r[0] for r in self.rows[:100] if isinstance(r[0], str) and r[0]]
+        if first and '://' in first[0]: raise UserError(f'the images of `{self.path}` are addresses, e.g. `{first[0]}`: fetch them first (img2dataset does)')
+        if first and not any((self.path.parent/p).is_file() for p in first):
+            raise UserError(f'`{self.path}` names images that do not exist, e.g. `{self.path.parent/first[0]}`: paths are relative to the table')
     def _json(self, n, text):
         try: row = json.loads(text)
         except ValueError as e: raise UserError(f'`{self.path}` line {n} is not JSON ({e})')
@@ -172,14 +187,18 @@ class Manifest(Source):
         path = self.path.parent/image
         return _bytes(path), path.suffix, caption if caption is not None or label is None else None, self.label.get(label), str(path)
 
-# %% ../nbs/02_data.ipynb #4ee4669c
+# %% ../nbs/02_data.ipynb #4434c099
+def _folder(path):
+    if not os.path.isdir(path): raise UserError(f'the folder `{path}` does not exist')
+    return Path(path)
+
 def _images(root):
     return sorted(p for p in Path(root).rglob('*') if p.suffix.lower() in IMAGES and not p.name.startswith('.'))
 
 class Folder(Source):
     "Images with a .txt of captions beside each."
     def __init__(self, path, **_):
-        found = _images(path)
+        found = _images(_folder(path))
         self.paths = [p for p in found if p.with_suffix('.txt').exists()]
         self.bad = [('pair', f'{p} has no .txt beside it') for p in found if not p.with_suffix('.txt').exists()]
         if not self.paths: raise UserError(f'no pairs in the folder `{path}`: it has {len(found)} images and none with a .txt of the same name beside it')
@@ -191,7 +210,7 @@ class Folder(Source):
 class ClassFolders(Source):
     "Images in a folder for each class."
     def __init__(self, path, **_):
-        self.classes = sorted(p.name for p in Path(path).iterdir() if p.is_dir() and not p.name.startswith('.'))
+        self.classes = sorted(p.name for p in _folder(path).iterdir() if p.is_dir() and not p.name.startswith('.'))
         self.paths = [(p, i) for i, c in enumerate(self.classes) for p in _images(Path(path)/c)]
         if not self.paths: raise UserError(f'no images in class folders below `{path}`')
     def __len__(self): return len(self.paths)
@@ -199,53 +218,67 @@ class ClassFolders(Source):
         p, label = self.paths[i]
         return _bytes(p), p.suffix, None, label, str(p)
 
-# %% ../nbs/02_data.ipynb #416ea893
+# %% ../nbs/02_data.ipynb #e5ae42ae
 _PARTS = {**{s: 'image' for s in IMAGES}, '.txt': 'txt', '.json': 'json', '.cls': 'cls'}
 _ORDER = ('image', 'txt', 'json', 'cls')
 
-def scan(path):  # tar file -> rows (n,8) int64: offset and size of image, txt, json, cls (size -1: absent); list of (kind, where)
+def _lost(file, start, stop, padding):  # is there more than padding between two members?
+    os.lseek(file, start, os.SEEK_SET)
+    first = os.read(file, 512)
+    if first[156:157] == b'g' and first[257:262] == b'ustar': return False  # a global header, as git archive writes it
+    return stop - start > padding or bool(os.pread(file, stop - start, start).strip(b'\0'))
+
+def scan(path):  # tar file -> rows (n,8) uint32: place in blocks of 512 bytes and size of image, txt, json, cls (place 0: absent); list of (kind, where)
     "The places of all samples of a shard."
-    size, samples, bad = os.path.getsize(path), {}, []
-    with tarfile.open(path, 'r:', ignore_zeros=True) as tar:
+    size, samples, bad, end = os.path.getsize(path), {}, [], 0
+    with open(path, 'rb') as f, tarfile.open(path, 'r:', ignore_zeros=True) as tar:
         while True:
             try: member = tar.next()
             except tarfile.TarError as e:
                 bad.append(('tar', f'{path} ends in the middle ({e})'))
                 break
+            begin = member.offset if member else size
+            if begin > end and _lost(f.fileno(), end, begin, 2**14 if member else 2**20): bad.append(('tar', f'{path}: no header can be read in bytes {end} to {begin}'))
             if member is None: break
+            end = tar.offset
             base, ext = base_plus_ext(member.name)
             part = _PARTS.get(f'.{ext}'.lower()) if base and member.isfile() else None
             if part is None: continue
-            if member.offset_data + member.size > size: bad.append(('tar', f'{path}: {member.name} is cut off'))
+            if member.offset_data + member.size > size or member.size >= 2**32: bad.append(('tar', f'{path}: {member.name} is cut off'))
             else:
                 while part in samples.get(base, ()): base += '+'  # a name that comes twice is two samples
-                samples.setdefault(base, {})[part] = (member.offset_data, member.size)
+                samples.setdefault(base, {})[part] = (member.offset_data // 512, member.size)
             tar.members = []  # tarfile remembers every member; millions add up
     rows = []
     for base, s in samples.items():
-        if 'image' in s and len(s) > 1: rows.append([v for part in _ORDER for v in s.get(part, (0, -1))])
+        if 'image' in s and len(s) > 1: rows.append([v for part in _ORDER for v in s.get(part, (0, 0))])
         else: bad.append(('pair', f'{path}: {base} has only {", ".join(s)}'))
-    return np.array(rows, np.int64).reshape(-1, 8), bad
+    return np.array(rows, np.uint32).reshape(-1, 8), bad
 
 def _index(path):  # `scan`, or what an earlier one left beside the shard
     stat, beside = os.stat(path), f'{path}.index.npz'
-    stamp = np.array([stat.st_size, stat.st_mtime_ns])
+    stamp = np.array([2, stat.st_size, stat.st_mtime_ns])  # 2: this layout
     try:
         with np.load(beside, allow_pickle=False) as z:
-            if (z['stamp'] == stamp).all(): return z['rows'], json.loads(str(z['bad']))
-    except (OSError, ValueError, KeyError): pass
+            if np.array_equal(z['stamp'], stamp): return z['rows'], json.loads(str(z['bad']))
+    except Exception: pass  # absent, of another version, or damaged in one of many ways: scanned anew
     try: rows, bad = scan(path)
-    except tarfile.ReadError: rows, bad = np.zeros((0, 8), np.int64), [('tar', f'{path} is no tar file')]
+    except tarfile.ReadError: return np.zeros((0, 8), np.uint32), [('tar', f'{path} is no tar file')]
     try:
         with open(f'{beside}.{os.getpid()}', 'wb') as f: np.savez_compressed(f, rows=rows, stamp=stamp, bad=json.dumps(bad))
         os.replace(f.name, beside)
     except OSError: pass  # a folder that cannot be written: scanned again next time
     return rows, bad
 
-# %% ../nbs/02_data.ipynb #c34dd592
+# %% ../nbs/02_data.ipynb #b7e78ff5
+def _class_names(path):  # the names of the labels: NAME-classes.txt as `pack` writes it, or classnames.txt
+    for p in (re.sub(r'-\d+\.tar$', '-classes.txt', path), os.path.join(os.path.dirname(path), 'classnames.txt')):
+        if p != path and os.path.isfile(p): return Path(p).read_text(encoding='utf-8').splitlines()
+
 def shard_paths(spec):  # 'a/{000..009}.tar', 'a/*.tar' or a list of these separated by '::' -> list of paths
     "The shards that a pattern names; raises `UserError` if there are none."
     if re.match(r'^(pipe:|[a-z0-9]+://)', spec): raise UserError(f'`{spec}` is not on a disk: shards are read by place; mount or copy them, and give their path')
+    if os.path.isdir(spec): spec = os.path.join(glob.escape(spec), '*.tar')
     paths = [p for pattern in expand_urls(spec) for p in (sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern])]
     missing = [p for p in paths if not os.path.isfile(p)]
     if missing: raise UserError(f'{len(missing)} of {len(paths)} shards of `{spec}` do not exist, e.g. `{missing[0]}`')
@@ -260,24 +293,24 @@ class Shards(Source):
         parts = process_map(_index, self.paths, chunksize=1, desc='scanning shards', disable=None) if many else list(map(_index, self.paths))
         self.rows, self.bad = np.concatenate([rows for rows, _ in parts]), [tuple(b) for _, bad in parts for b in bad]
         self.lengths = [len(rows) for rows, _ in parts]
-        self.starts = np.cumsum([0] + self.lengths).tolist()
-        if not len(self.rows): raise UserError(f'the {len(self.paths)} shards of `{spec}` hold no complete pair ({len(self.bad)} damaged or incomplete; see rils-data check)')
+        self.starts, self.classes = np.cumsum([0] + self.lengths).tolist(), _class_names(self.paths[0])
+        if not len(self.rows): raise UserError(f'the {len(self.paths)} shards of `{spec}` hold no complete pair ({len(self.bad)} damaged or incomplete' + (f', e.g. {self.bad[0][1]})' if self.bad else ')'))
     @property
     def sizes(self): return self.lengths
     def __len__(self): return len(self.rows)
-    def _read(self, shard, offset, size):
+    def _read(self, shard, offset, size):  # offset in blocks
         try:
             if shard not in self.files:
                 if len(self.files) >= 64: os.close(self.files.pop(next(iter(self.files))))
                 self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
-            data = os.pread(self.files[shard], size, offset)
+            data = os.pread(self.files[shard], size, offset * 512)
         except OSError as e: raise BadSample('file', f'{self.paths[shard]} ({e.strerror})')
         if len(data) < size: raise BadSample('tar', f'{self.paths[shard]} became shorter')
         return data
     def raw(self, i):
         shard = bisect_right(self.starts, i) - 1
-        get = {part: partial(self._read, shard, o, s) for part, o, s in zip(_ORDER, self.rows[i, ::2], self.rows[i, 1::2]) if s >= 0}
-        header = tarfile.TarInfo.frombuf(self._read(shard, self.rows[i, 0] - 512, 512), 'utf-8', 'surrogateescape')
+        get = {part: partial(self._read, shard, o, s) for part, o, s in zip(_ORDER, self.rows[i, ::2].tolist(), self.rows[i, 1::2].tolist()) if o}
+        header = tarfile.TarInfo.frombuf(self._read(shard, int(self.rows[i, 0]) - 1, 512), 'utf-8', 'surrogateescape')
         name, texts, label = f'{self.paths[shard]}: {header.name}', None, None
         try:
             if 'json' in get: texts = self._caption(get['json']())
@@ -290,7 +323,7 @@ class Shards(Source):
         fields = json.loads(data)
         return fields.get(self.caption_key, fields.get('caption')) if isinstance(fields, dict) else None
 
-# %% ../nbs/02_data.ipynb #e6b726e2
+# %% ../nbs/02_data.ipynb #ca4ac084
 READERS = Registry('reader')  # name -> (does it look like this?, open)
 
 def _scenes(spec, **_):
@@ -298,14 +331,16 @@ def _scenes(spec, **_):
     kinds = dict(split=str, n=int, size=int, seed=int, style=str, objects=int)
     for k, _, v in given:
         if k not in kinds: raise UserError(f'unknown option `{k}` of the scenes{nearest(k, kinds)} (valid: {", ".join(kinds)})')
-        if kinds[k] is int and not v.lstrip('-').isdigit(): raise UserError(f'{k} of the scenes is a whole number, given `{v}`')
+        if kinds[k] is int and not re.fullmatch(r'-?[0-9]+', v): raise UserError(f'{k} of the scenes is a whole number, given `{v}`')
     return Scenes(**{k: kinds[k](v) for k, _, v in given})
 
-def _subfolders(p): return any(d.is_dir() and next(d.glob('*.*'), None) for d in Path(p).iterdir()) and not next(Path(p).rglob('*.txt'), None)
+def _has_classes(root):  # images in subfolders, and none of the first has a .txt beside it
+    found = list(islice((p for p in Path(root).rglob('*') if p.suffix.lower() in IMAGES and not p.name.startswith('.')), 100))
+    return bool(found) and not any(p.parent == Path(root) or p.with_suffix('.txt').exists() for p in found)
 READERS['scenes'] = (lambda s: s == 'scenes', lambda s, **kw: _scenes('' if s == 'scenes' else s, **kw))
-READERS['shards'] = (lambda s: s.endswith('.tar') or '://' in s or s.startswith('pipe:'), Shards)
-READERS['manifest'] = (lambda s: Path(s).suffix in ('.csv', '.tsv', '.jsonl'), Manifest)
-READERS['classes'] = (lambda s: os.path.isdir(s) and _subfolders(s), ClassFolders)
+READERS['shards'] = (lambda s: s.endswith('.tar') or '://' in s or s.startswith('pipe:') or os.path.isdir(s) and glob.glob(f'{glob.escape(s)}/*.tar'), Shards)
+READERS['manifest'] = (lambda s: Path(s).suffix.lower() in ('.csv', '.tsv', '.jsonl'), Manifest)
+READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolders)
 READERS['folder'] = (os.path.isdir, Folder)
 
 def open_source(
@@ -319,10 +354,11 @@ def open_source(
     for fits, reader in READERS.values():
         if fits(spec): return reader(spec, image_key=image_key, caption_key=caption_key)
     near = nearest(kind, READERS) if not os.sep in spec else ''
-    raise UserError(f'cannot read `{spec}`{near}: it is neither a file nor a folder that exists; give scenes, a pattern of .tar files, a .csv, .tsv or .jsonl, '
+    what = 'a file of a kind that is not known' if os.path.isfile(spec) else 'neither a file nor a folder that exists'
+    raise UserError(f'cannot read `{spec}`{near}: it is {what}; give scenes, a pattern of .tar files, a .csv, .tsv or .jsonl, '
                     f'or a folder (or KIND:... with KIND one of {", ".join(READERS)})')
 
-# %% ../nbs/02_data.ipynb #a6aef955
+# %% ../nbs/02_data.ipynb #556444a8
 class Plan:
     "Which sample comes when."
     def __init__(self,
@@ -359,10 +395,11 @@ class Plan:
         world=1,  # processes
     ):  # -> list of (epoch, sample), G/W long
         "The samples of one process in one step."
+        if batch % world: raise UserError(f'a batch of {batch} cannot be shared by {world} processes: give a multiple of {world}')
         first = step * batch + rank * (batch // world)
         return [self.at(p) for p in range(first, first + batch // world)]
 
-# %% ../nbs/02_data.ipynb #10fe8bb8
+# %% ../nbs/02_data.ipynb #7b79db81
 VIEWS = Registry('view')
 
 def eval_view(
@@ -370,7 +407,11 @@ def eval_view(
     interpolation='bicubic',  # or bilinear
 ):  # -> function of (3,H,W) uint8
     "Resize the shorter side and cut out the middle square."
-    return v2.Compose([v2.Resize(size, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(size)])
+    whole = v2.Compose([v2.Resize(size, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(size)])
+    def view(x):
+        h, w = x.shape[-2:]  # a strip of 2 x 8000 pixels would be resized to gigabytes before its middle is taken: cut it first
+        return whole(v2.functional.center_crop(x, [min(h, 8 * w), min(w, 8 * h)]) if max(h, w) > 8 * min(h, w) else x)
+    return view
 
 @VIEWS.register('image')
 def image_view(config):  # -> function of sample, key
@@ -392,7 +433,11 @@ def caption_view(config):  # -> function of sample, key
         return sample['captions'][key // 7 % len(sample['captions'])]
     return view
 
-# %% ../nbs/02_data.ipynb #6d642877
+# %% ../nbs/02_data.ipynb #9f106c3e
+class Unusable(UserError):
+    "So many damaged samples in a row that something else is wrong."
+    def __init__(self, message): super().__init__(message.rpartition('Unusable: ')[2].strip())  # torch puts a worker's traceback before it
+
 class Views(Dataset):
     "Views of the samples of a source."
     def __init__(self, config, source, views):
@@ -406,7 +451,7 @@ class Views(Dataset):
                 return {v: f(sample, k) for v, f in self.views.items()} | dict(keys=k, bad=bad)
             except BadSample as e: bad.append((e.kind, e.where))
             i = key(self.seed, epoch, i, 'instead', attempt) % len(self.source)
-        raise UserError(f'100 samples in a row are damaged, the last one: {bad[-1][0]} {bad[-1][1]}; look at the data with rils-data check')
+        raise Unusable(f'100 samples in a row are damaged, the last one: {bad[-1][0]} {bad[-1][1]}; look at the data with rils-data check')
 
 def collate(samples):  # list of dicts -> batch
     "Put samples together: pictures are stacked, captions become tokens and ids."
@@ -417,15 +462,15 @@ def collate(samples):  # list of dicts -> batch
         else: batch[name] = torch.stack(values)
     return batch
 
-# %% ../nbs/02_data.ipynb #00112cda
+# %% ../nbs/02_data.ipynb #00fef3fc
 class _Steps:  # the batch sampler: a list of (epoch, sample) for each step
     def __init__(self, plan, batch, start, steps, rank, world): self.plan, self.args, self.range = plan, (batch, rank, world), range(start, steps)
     def __len__(self): return len(self.range)
     def __iter__(self): return (self.plan.rows(s, *self.args) for s in self.range)
 
-def _quiet(_):  # a worker leaves Ctrl-C to its trainer, and dies when told to
+def _quiet(_):  # signals that reach the whole group are the trainer's to answer: it saves and ends its workers. Only a second SIGTERM ends one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 def loader(
     config,  # Config: batch, seed, workers, image_size, crop, flip
@@ -439,9 +484,11 @@ def loader(
     "Batches of this process, from step `start` on."
     steps = _Steps(Plan(source.sizes, config.seed), config.batch, start, 2**40 if steps is None else steps, rank, world)
     return DataLoader(Views(config, source, views), batch_sampler=steps, num_workers=config.workers, collate_fn=collate,
-                      pin_memory=torch.cuda.is_available(), worker_init_fn=_quiet)
+                      pin_memory=torch.cuda.is_available(), worker_init_fn=_quiet,
+                      multiprocessing_context='fork' if config.workers and sys.platform == 'linux' else None,  # views are closures: not picklable
+                      generator=torch.Generator())  # else each start of a loader would draw from the global generator
 
-# %% ../nbs/02_data.ipynb #a19122e1
+# %% ../nbs/02_data.ipynb #0292ed56
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
@@ -455,17 +502,19 @@ def pack(
     out.parent.mkdir(parents=True, exist_ok=True)
     bad = Counter(kind for kind, _ in source.bad) if hasattr(source, 'bad') else Counter()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as aside:
-        with wds.ShardWriter(f'{aside}/{out.name}-%06d.tar', maxcount=per_shard, encoder=False, mtime=0, verbose=0) as writer:
+        with wds.ShardWriter(f'{aside}/{out.name}'.replace('%', '%%') + '-%06d.tar', maxcount=per_shard, encoder=False, mtime=0, verbose=0) as writer:
             for i in tqdm(range(len(source)), desc='packing', unit='pair', disable=None):
                 try: writer.write({'__key__': f'{i:09}'} | _members(source, i, resize, quality))
                 except BadSample as e: bad[e.kind] += 1
         paths = [out.parent/p.name for p in sorted(Path(aside).glob('*.tar'))]
         for p in paths: os.replace(Path(aside)/p.name, p)
+        if source.classes and paths: write_text(out.parent/f'{out.name}-classes.txt', '\n'.join(source.classes) + '\n')
     return paths, bad
 
 def _members(source, i, resize, quality):  # suffix -> bytes
     if hasattr(source, 'raw'):
         data, suffix, texts, label, _ = source.raw(i)
+        if suffix.lower() not in IMAGES: suffix = f'.{Image.open(io.BytesIO(data)).format.lower()}'  # a long name was cut in the tar's header
         image, captions = decode_image(data), clean_captions(texts) if texts is not None else []
     else:
         sample = source.read(i)

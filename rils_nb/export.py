@@ -47,7 +47,7 @@ def to_open_clip(
     save_file(keep, Path(folder)/'open_clip_model.safetensors')
     return _opened_with(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
-# %% ../nbs/08_export.ipynb #f20c4734
+# %% ../nbs/08_export.ipynb #47ebb6a3
 @TARGETS.register('timm')
 def to_timm(
     method,  # Method
@@ -56,7 +56,7 @@ def to_timm(
     "Write the image encoder as timm opens it."
     args = dict(global_pool='avg', fc_norm=False, img_size=method.image_size, num_classes=0)
     cfg = dict(input_size=[3, method.image_size, method.image_size], mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, interpolation='bicubic',
-               num_classes=0, first_conv='patch_embed.proj', classifier='head', license='')
+               crop_pct=1.0, num_classes=0, first_conv='patch_embed.proj', classifier='head', license='')
     config = dict(architecture=SIZES[method.config.size].timm, num_classes=0, num_features=method.visual.width, model_args=args, pretrained_cfg=cfg)
     write_text(Path(folder)/'config.json', json.dumps(config, indent=1))
     save_file({k: v.contiguous() for k, v in method.visual.trunk.state_dict().items()}, Path(folder)/'model.safetensors')

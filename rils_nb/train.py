@@ -70,7 +70,7 @@ def start(config):  # -> Accelerator
         raise UserError('gradient accumulation would split the batch that images and texts are compared in: set gradient_accumulation_steps to 1')
     return acc
 
-# %% ../nbs/07_train.ipynb #de0377f5
+# %% ../nbs/07_train.ipynb #a857c726
 def claim(config):  # -> checkpoint folder to resume from, or None
     "Check that the run folder is free, or that it holds the run that is to be resumed."
     out = Path(config.out)
@@ -78,9 +78,11 @@ def claim(config):  # -> checkpoint folder to resume from, or None
     held = out/'config.json'
     if not held.exists(): return None
     if not config.resume: raise UserError(f'`{out}` holds a run already: continue it with --resume, or choose another folder with --out')
-    changed = differences(from_json(held.read_text()), config)
-    if changed: raise UserError(f'`{out}` holds another run, which cannot be resumed ({"; ".join(changed)}): choose another folder with --out')
-    return newest(out) if any((out/'checkpoints').glob('step-*')) else None
+    folder = newest(out) if any((out/'checkpoints').glob('step-*')) else None
+    for written in filter(None, (held, folder and folder/'config.json')):
+        changed = differences(from_json(written.read_text()), config)
+        if changed: raise UserError(f'`{written}` is of another run, which cannot be resumed ({"; ".join(changed)}): choose another folder with --out')
+    return folder
 
 # %% ../nbs/07_train.ipynb #40fabda9
 def save_checkpoint(method, optimizer, step, config):  # step: how many steps were made

@@ -149,7 +149,7 @@ def similarity_map(
     fig.suptitle(f'Where is "{textwrap.shorten(text, 50)}"?')
     return fig
 
-# %% ../nbs/09_viz.ipynb #c64ef808
+# %% ../nbs/09_viz.ipynb #7f74a94a
 CURVES = {'losses': ('loss', 'contrastive', 'reconstruction'), 'matched images, share': ('matched',), 'logit scale': ('logit_scale',),
           'learning rate': ('lr',), 'images/s': ('images_per_second',)}
 
@@ -171,7 +171,7 @@ def curves(
             ax.plot(*zip(*points), label=k, linewidth=1.2, marker='.' if len(points) == 1 else None)
         if len(keys) > 1: ax.legend()
         ax.set(title=title, xlabel='step')
-        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        if min(v for k in keys for r in records if _number(v := r.get(k))) >= 0: ax.set_ylim(bottom=0)
         ax.ticklabel_format(axis='y', scilimits=(-2, 4))
     if path: save_figure(fig, path)
     return fig

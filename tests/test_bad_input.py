@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from rils_nb import data, export, train
-from rils_nb.config import Config, to_json
+from rils_nb.config import RECIPES, Config, to_json
 from rils_nb.core import write_text
 from rils_nb.evals import harness
 from rils_nb.methods import make, save
@@ -18,8 +18,8 @@ MAIN = {'rils-train': train.main, 'rils-eval': harness.main, 'rils-data': data.m
 @pytest.fixture(scope='module')
 def there(tmp_path_factory):
     "A folder with a run, a run without text, damaged and pickled checkpoints, and tables that lack something."
-    d = tmp_path_factory.mktemp('bad')
-    for name, config in (('good', Config()), ('mae', Config(method='mae')), ('cut', Config()), ('other', Config())):
+    d, default = tmp_path_factory.mktemp('bad'), RECIPES['shapes']()
+    for name, config in (('good', default), ('mae', Config(method='mae')), ('cut', default), ('other', default)):
         folder = d/name/'checkpoints'/'step-0000010'
         folder.mkdir(parents=True)
         save(make(config), folder)
@@ -75,7 +75,7 @@ CASES = [
     ('rils-train --out {d}/a.png', 'is a file'),
     ('rils-train --out {d}/good --resume --lr 0.01', 'lr: was 0.0015, now 0.01'),
     ('rils-train --out {d}/cut --resume', 'no whole checkpoint'),
-    ('rils-train --out {d}/other --resume', 'size'),
+    ('rils-train --out {d}/other --resume', "size: was 'mini', now 'tiny'"),
     ('rils-train {d}/none.json', 'cannot read the config'),
     ('rils-eval {d}/nowhere', 'no checkpoint'),
     ('rils-eval {d}/cut', 'no whole checkpoint'),
@@ -104,6 +104,7 @@ def tree(d): return {str(p): p.stat().st_mtime_ns for p in sorted(d.rglob('*')) 
 def test_a_mistake_is_answered_by_one_line(line, words, there, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = line.format(d=there).split()
+    if argv[0] == 'rils-train' and '--resume' not in argv: argv += ['--steps', '1', '--batch', '2']  # short, should it be accepted by mistake
     monkeypatch.setattr(sys, 'argv', argv)
     before = tree(there)
     with pytest.raises(SystemExit) as stop: MAIN[argv[0]]()

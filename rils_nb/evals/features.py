@@ -77,7 +77,7 @@ class Timm(Library):
         x = self.net.forward_features(self.normalise(image))
         return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x[:, self.net.num_prefix_tokens:]
 
-# %% ../../nbs/evals/08_features.ipynb #acc1096c
+# %% ../../nbs/evals/08_features.ipynb #35ce82e2
 OPENERS = Registry('model library')
 
 @contextmanager
@@ -101,6 +101,7 @@ def open_open_clip(name):  # NAME, NAME/PRETRAINED, or local-dir:FOLDER
     "A model of open_clip."
     base, _, weights = (name, '', '') if ':' in name else name.partition('/')
     if ':' not in base and base not in open_clip.list_models(): raise UserError(f'open_clip has no model `{base}`{nearest(base, open_clip.list_models())}')
+    if ':' not in base and not weights: print(f'open_clip:{base} is given random weights; trained ones are open_clip:{base}/PRETRAINED')
     tags = open_clip.list_pretrained_tags_by_model(base)
     if weights and weights not in tags:
         raise UserError(f'open_clip has no weights `{weights}` of `{base}`{nearest(weights, tags)} (valid: {", ".join(tags) or "none"})')
@@ -112,7 +113,8 @@ def open_timm(name):  # NAME, NAME/pretrained, or local-dir:FOLDER
     base, _, weights = (name, '', '') if ':' in name else name.partition('/')
     if weights not in ('', 'pretrained'): raise UserError(f'timm models are timm:NAME or timm:NAME/pretrained; given `timm:{name}`')
     if ':' not in base and not timm.is_model(base): raise UserError(f'timm has no model `{base}`{nearest(base, timm.list_models())}')
-    with _fetching(f'timm:{name}'): return Timm(base, timm.create_model(base, pretrained=bool(weights), num_classes=0)).eval()
+    if ':' not in base and not weights: print(f'timm:{base} is given random weights; trained ones are timm:{base}/pretrained')
+    with _fetching(f'timm:{name}'): return Timm(base, timm.create_model(base, pretrained=bool(weights) or ':' in base, num_classes=0)).eval()
 
 # %% ../../nbs/evals/08_features.ipynb #3e1015fb
 def load_model(
@@ -194,7 +196,7 @@ class _Views(torch.utils.data.Dataset):  # (index, view, captions, label) of sam
         except BadSample: return None
         return self.index[k], view(s['image'], *self.how), s.get('captions', []), s.get('label')
 
-# %% ../../nbs/evals/08_features.ipynb #602a98e0
+# %% ../../nbs/evals/08_features.ipynb #d14b5db2
 _shared = None
 
 @contextmanager
@@ -233,6 +235,8 @@ def _encode(model, source, index, batch, workers, encode):
             z.append(encode(torch.stack([r[1] for r in part]).to(device)).float().cpu())
             rows += [(i, captions, label) for i, _, captions, label in part]
     if not rows: raise UserError(f'none of the {len(index)} samples of the evaluation could be read')
+    bad = len(loader.dataset) - len(rows)
+    if bad: print(f'{bad} of {len(loader.dataset)} samples could not be read and are left out')
     index, captions, labels = map(list, zip(*rows))
-    return dict(image=torch.cat(z), captions=captions, index=index, bad=len(loader.dataset) - len(rows),
+    return dict(image=torch.cat(z), captions=captions, index=index, bad=bad,
                 labels=None if None in labels else torch.tensor(labels))

@@ -166,7 +166,7 @@ def parse(argv):  # list of str -> (dict of FLAGS, dict of the tasks' options)
     own = {k: _value(k, given.pop(k), type(default)) for k, (default, _) in _all_options().items() if k in given}
     return given | number, own
 
-# %% ../../nbs/evals/10_harness.ipynb #dd18b4a3
+# %% ../../nbs/evals/10_harness.ipynb #e9e5ab4e
 def bounds(model, a):  # dict of FLAGS -> Config
     "The config under which a model is evaluated: that of its run, with what the command line says."
     config = getattr(model, 'config', None) or Config(batch=256)
@@ -192,7 +192,9 @@ def evaluate(argv):  # list of str -> dict of results
     device = a.get('device') or ('cuda' if torch.cuda.is_available() else 'cpu')
     try: model = model.to(device)
     except (RuntimeError, AssertionError) as e: raise UserError(f'device `{device}` cannot be used: {str(e).splitlines()[0]}')
-    results = run_tasks(model, config, source, a.get('tasks'), **own)
+    names = choose(model, source, a.get('tasks'))
+    if not names: raise UserError(f'--tasks names no task (valid: {", ".join(sorted(EVALS))})')
+    results = run_tasks(model, config, source, names, **own)
     print(table(results))
     step, path = where(a['model'])
     path = a.get('out') or path

@@ -41,7 +41,7 @@ def fit_linear(
     with torch.enable_grad(): solver.step(loss)
     return w.detach(), b.detach()
 
-# %% ../../nbs/evals/13_probe.ipynb #9ba1ca01
+# %% ../../nbs/evals/13_probe.ipynb #3f42c6d8
 SWEEP = tuple(10.**k for k in range(-5, 4))
 
 def linear_probe(
@@ -59,9 +59,10 @@ def linear_probe(
     found, m = [], None
     for c in sweep:
         m = fit_linear(x[fit], y[fit], classes, c, m)
-        found.append((score(m, x[val], y[val]), -c, m))
-    best = max(found, key=lambda f: f[:2])  # of equals the strongest penalty
-    return score(fit_linear(x, y, classes, -best[1], best[2]), x_test, y_test), -best[1]
+        surprise = F.cross_entropy(x[val] @ m[0].T + m[1], y[val]).item()
+        found.append((score(m, x[val], y[val]), -surprise, c, m))
+    _, _, c, m = max(found, key=lambda f: f[:2])  # of equal accuracies the one with the lower loss
+    return score(fit_linear(x, y, classes, c, m), x_test, y_test), c
 
 # %% ../../nbs/evals/13_probe.ipynb #d9f2f955
 def knn(
