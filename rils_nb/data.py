@@ -488,11 +488,11 @@ def loader(
                       multiprocessing_context='fork' if config.workers and sys.platform == 'linux' else None,  # views are closures: not picklable
                       generator=torch.Generator())  # else each start of a loader would draw from the global generator
 
-# %% ../nbs/02_data.ipynb #0292ed56
+# %% ../nbs/02_data.ipynb #5265993d
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
-    per_shard=10_000,
+    per_shard=10_000,  # samples of one shard at most
     resize=0,       # shorter side in pixels if larger; 0: the files as they are
     quality=90,     # of JPEGs that were resized
 ):  # -> list of paths, Counter of damaged samples by kind
@@ -506,6 +506,7 @@ def pack(
             for i in tqdm(range(len(source)), desc='packing', unit='pair', disable=None):
                 try: writer.write({'__key__': f'{i:09}'} | _members(source, i, resize, quality))
                 except BadSample as e: bad[e.kind] += 1
+            if not writer.total: raise UserError(f'nothing to pack: all {len(source)} samples are damaged (rils-data check names them)')
         paths = [out.parent/p.name for p in sorted(Path(aside).glob('*.tar'))]
         for p in paths: os.replace(Path(aside)/p.name, p)
         if source.classes and paths: write_text(out.parent/f'{out.name}-classes.txt', '\n'.join(source.classes) + '\n')
@@ -547,14 +548,14 @@ def check(source):  # -> dict of figures, list of (kind, where)
         'tokens of a caption': spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
     return figures, bad
 
-# %% ../nbs/02_data.ipynb #1904d126
+# %% ../nbs/02_data.ipynb #ba40ba7a
 @command
 def main():
     "The command `rils-data`."
-    p = _Parser(prog='rils-data', description='Pack image-caption pairs into shards, and check them.')
+    p = _Parser(prog='rils-data', allow_abbrev=False, description='Pack image-caption pairs into shards, and check them.')
     sub = p.add_subparsers(dest='what', required=True, metavar='pack|check', parser_class=_Parser)
     for name, words in (('pack', 'write shards (webdataset and img2dataset layout) from any data'), ('check', 'read everything, print figures and every damaged sample')):
-        s = sub.add_parser(name, help=words, description=words, epilog='DATA: a pattern of .tar, a .csv/.tsv/.jsonl, a folder of images with .txt, class folders, or scenes')
+        s = sub.add_parser(name, allow_abbrev=False, help=words, description=words, epilog='DATA: a pattern of .tar, a .csv/.tsv/.jsonl, a folder of images with .txt, class folders, or scenes')
         s.add_argument('data', help='what to read')
         if name == 'pack':
             s.add_argument('out', help='beginning of the names: OUT-000000.tar')
@@ -569,7 +570,8 @@ def main():
 
 def _pack(source, a):
     if a.per_shard < 1 or a.resize < 0 or not 1 <= a.quality <= 100: raise UserError('--per_shard must be above 0, --resize 0 or more, --quality from 1 to 100')
-    paths, bad = pack(source, a.out, a.per_shard, a.resize, a.quality)
+    try: paths, bad = pack(source, a.out, a.per_shard, a.resize, a.quality)
+    except OSError as e: raise UserError(f'cannot write `{a.out}-*.tar`: {e.strerror}')
     print(f'{len(paths)} shards: {paths[0]} to {paths[-1].name}' if paths else 'nothing to pack')
     if bad: print('left out as damaged: ' + ', '.join(f'{n} {k}' for k, n in bad.items()) + ' (rils-data check names them)')
     return 0

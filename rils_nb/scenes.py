@@ -6,8 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/scenes.html.md"""
 
 # %% auto #0
 __all__ = ['COLOURS', 'BACKGROUNDS', 'SIZES', 'RELATIONS', 'SHAPES', 'shape', 'PAIRS', 'CLASSES', 'TEXTURES', 'texture',
-           'HELD_OUT', 'SPLITS', 'Style', 'STYLES', 'SINGLE', 'DOUBLE', 'NOUNS', 'circle', 'square', 'triangle',
-           'cross', 'ring', 'crescent', 'star', 'heart', 'plain', 'striped', 'dotted', 'layout', 'distances', 'draw',
+           'HELD_OUT', 'SPLITS', 'STYLES', 'SINGLE', 'DOUBLE', 'NOUNS', 'layout', 'distances', 'Style', 'draw',
            'captions', 'Scenes']
 
 # %% ../nbs/01_scenes.ipynb #c0a59e9c
@@ -27,37 +26,37 @@ BACKGROUNDS = dict(white=(245, 245, 245), grey=(128, 128, 128), black=(15, 15, 1
 SIZES = ('small', 'large')
 RELATIONS = ('left of', 'right of', 'above', 'below')  # of the first object to the second
 
-# %% ../nbs/01_scenes.ipynb #45599ac9
+# %% ../nbs/01_scenes.ipynb #22fee1b5
 SHAPES = Registry('shape')
-shape = SHAPES.register()
+shape = SHAPES.register
 
-@shape
-def circle(x, y): return np.hypot(x, y) - 0.9
-@shape
-def square(x, y): return np.maximum(abs(x), abs(y)) - 0.8
-@shape
-def triangle(x, y):
+@shape('circle')
+def _circle(x, y): return np.hypot(x, y) - 0.9
+@shape('square')
+def _square(x, y): return np.maximum(abs(x), abs(y)) - 0.8
+@shape('triangle')
+def _triangle(x, y):
     y = y - 0.2  # apex at -0.95, base at 0.775
     return np.maximum(y, math.sqrt(3)/2 * abs(x) - y/2) - 0.575
-@shape
-def cross(x, y):
+@shape('cross')
+def _cross(x, y):
     x, y = abs(x), abs(y)
     return np.minimum(np.maximum(x - 0.95, y - 0.3), np.maximum(y - 0.95, x - 0.3))
-@shape
-def ring(x, y): return abs(np.hypot(x, y) - 0.68) - 0.24
-@shape
-def crescent(x, y): return np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.5, y))
+@shape('ring')
+def _ring(x, y): return abs(np.hypot(x, y) - 0.68) - 0.24
+@shape('crescent')
+def _crescent(x, y): return np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.5, y))
 
-# %% ../nbs/01_scenes.ipynb #77f2e0ab
-@shape
-def star(x, y, notch=0.42):
+# %% ../nbs/01_scenes.ipynb #df19e6dc
+@shape('star')
+def _star(x, y, notch=0.42):
     r, fifth = np.hypot(x, y), 2 * math.pi / 5
     a = abs((np.arctan2(x, -y) + fifth/2) % fifth - fifth/2)  # angle to the nearest tip, 0 to pi/5
     dx, dy = notch * math.cos(fifth/2) - 1, notch * math.sin(fifth/2)  # from the tip to the notch
     return (dy * (r * np.cos(a) - 1) - dx * r * np.sin(a)) / math.hypot(dx, dy)
 
-@shape
-def heart(x, y, scale=0.62):
+@shape('heart')
+def _heart(x, y, scale=0.62):
     x, y = abs(x) * scale, 0.55 - y * scale
     lobe = np.hypot(x - 0.25, y - 0.75) - math.sqrt(2)/4
     along = np.maximum(x + y, 0) / 2
@@ -67,16 +66,16 @@ def heart(x, y, scale=0.62):
 PAIRS = [(s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS))]  # label = 8*shape + colour
 CLASSES = [f'{list(COLOURS)[c]} {list(SHAPES)[s]}' for s, c in PAIRS]
 
-# %% ../nbs/01_scenes.ipynb #f93dfa99
+# %% ../nbs/01_scenes.ipynb #038ecd2e
 TEXTURES = Registry('texture')
-texture = TEXTURES.register()
+texture = TEXTURES.register
 
-@texture
-def plain(x, y): return np.zeros_like(x)
-@texture
-def striped(x, y): return np.clip(0.5 + 2.5 * np.sin(2 * math.pi * (x + y) / 0.9), 0, 1)
-@texture
-def dotted(x, y):
+@texture('plain')
+def _plain(x, y): return np.zeros_like(x)
+@texture('striped')
+def _striped(x, y): return np.clip(0.5 + 2.5 * np.sin(2 * math.pi * (x + y) / 0.9), 0, 1)
+@texture('dotted')
+def _dotted(x, y):
     u, v = (a / 0.62 - np.round(a / 0.62) for a in (x, y))
     return np.clip(0.5 + 6 * (0.28 - np.hypot(u, v)), 0, 1)
 
@@ -130,8 +129,9 @@ def distances(
     "Signed distance of each pixel to the outline of object `k`."
     return _by_kind(t['shape'], SHAPES, t, k, rows, side) * (t['radius'][rows, k] * side)[:, None, None]
 
-# %% ../nbs/01_scenes.ipynb #8b51e501
-Style = namedtuple('Style', 'cover finish')  # distance in pixels -> coverage; (B,3,S,S) float 0-255 and keys -> the same
+# %% ../nbs/01_scenes.ipynb #93654c83
+class Style(namedtuple('Style', 'cover finish')):  # distance in pixels -> coverage; (B,3,S,S) float 0-255 and keys -> the same
+    "How objects cover the background, and what then happens to the whole image."
 STYLES = Registry('style')
 
 def _fill(d): return np.clip(0.5 - d, 0, 1)
@@ -145,12 +145,12 @@ def _inverted(x, keys): return 255 - x
 for name, style in dict(plain=Style(_fill, _keep), outline=Style(_stroke, _keep), noise=Style(_fill, _noisy), blur=Style(_fill, _blurred),
                         grey=Style(_fill, _grey), inverted=Style(_fill, _inverted)).items(): STYLES[name] = style
 
-# %% ../nbs/01_scenes.ipynb #b0f3d1a6
+# %% ../nbs/01_scenes.ipynb #71400678
 def draw(
     t,     # layout of B scenes
     keys,  # (B,) int64, for styles that need random numbers
     side,  # pixels
-    style='plain',
+    style='plain',  # name in STYLES
 ):  # -> (B,3,S,S) uint8
     "Draw scenes."
     style, colours = STYLES[style], np.array(list(COLOURS.values()), np.float32)
@@ -162,7 +162,7 @@ def draw(
         image[rows] += cover * (colour - image[rows])
     return style.finish(torch.from_numpy(image), keys).round().clamp(0, 255).byte()
 
-# %% ../nbs/01_scenes.ipynb #2bec2c0a
+# %% ../nbs/01_scenes.ipynb #0c5883bf
 SINGLE = ('{a}', 'a picture of {a}', '{a} on a {background} background', 'there is {a} on {background}', 'a {background} background with {a}',
           'an image that shows {a}', '{a} in the middle')
 DOUBLE = ('{a} {relation} {b}', '{a} and {b}', 'a picture of {a} {relation} {b}', '{b} {converse} {a}', '{a} {relation} {b} on a {background} background',
@@ -175,7 +175,7 @@ def _a(words): return ('an ' if words[0] in 'aeiou' else 'a ') + words
 def captions(
     facts, # dict as `Scenes.facts` gives it
     key,   # chooses wordings
-    n=4,
+    n=4,   # how many
 ):  # -> list of str
     "Captions of a scene."
     out = []

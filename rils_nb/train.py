@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/train.html.md"""
 __all__ = ['BAD_STEPS', 'decays', 'optimizer_of', 'lr_at', 'has_bf16', 'start', 'claim', 'save_checkpoint', 'restore', 'Progress',
            'line', 'Stop', 'train', 'note_bad', 'length', 'parameters', 'describe', 'evaluate', 'fit', 'finish', 'main']
 
-# %% ../nbs/07_train.ipynb #b7f9972a
+# %% ../nbs/07_train.ipynb #ad4f3482
 import dataclasses, importlib.util, json, math, os, shutil, signal, sys, time, warnings
 from pathlib import Path
 
@@ -21,14 +21,16 @@ from .core import UserError, all_sum, append_jsonl, command, read_jsonl, world, 
 from .data import loader, open_source
 from .evals import harness, pictures
 from .methods import WEIGHTS, load, make, newest, read_tensors, save
-from .viz import curves
 
-# %% ../nbs/07_train.ipynb #9ed0c56c
+# %% ../nbs/07_train.ipynb #fcfbdf50
 def decays(name, p):  # parameter's name and tensor -> bool
     "Whether weight decay applies to a parameter."
     return p.ndim >= 2 and not name.endswith(('cls_token', 'mask_token', 'pos_embed', 'positional_embedding'))
 
-def optimizer_of(method, config):  # -> AdamW
+def optimizer_of(
+    method,  # Method
+    config,  # Config
+):  # -> AdamW
     "AdamW over what the method trains, in two groups: with and without decay."
     groups = {True: [], False: []}
     for name, p in method.named_parameters():
@@ -36,8 +38,12 @@ def optimizer_of(method, config):  # -> AdamW
     groups = [dict(params=p, weight_decay=config.weight_decay if d else 0.) for d, p in groups.items()]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
-# %% ../nbs/07_train.ipynb #3ef9ce47
-def lr_at(step, steps, config):  # step counted from 0 -> float
+# %% ../nbs/07_train.ipynb #a8a72690
+def lr_at(
+    step,    # counted from 0
+    steps,   # of the whole run
+    config,  # Config
+):  # -> float
     "The learning rate of a step."
     rise = round(config.warmup * steps)
     if step < rise: return config.lr * (step + 1) / rise
@@ -84,8 +90,13 @@ def claim(config):  # -> checkpoint folder to resume from, or None
         if changed: raise UserError(f'`{written}` is of another run, which cannot be resumed ({"; ".join(changed)}): choose another folder with --out')
     return folder
 
-# %% ../nbs/07_train.ipynb #40fabda9
-def save_checkpoint(method, optimizer, step, config):  # step: how many steps were made
+# %% ../nbs/07_train.ipynb #b5f16e4c
+def save_checkpoint(
+    method,     # Method
+    optimizer,  # of `optimizer_of`
+    step,       # how many steps were made
+    config,     # Config
+):  # -> checkpoint folder
     "Write a checkpoint in one piece and drop the oldest beyond `keep`."
     folder = Path(config.out)/'checkpoints'/f'step-{step:07}'
     if folder.exists(): return folder
@@ -97,7 +108,11 @@ def save_checkpoint(method, optimizer, step, config):  # step: how many steps we
     for old in sorted(folder.parent.glob('step-*'))[:-config.keep]: shutil.rmtree(old)
     return folder
 
-def restore(method, optimizer, folder):  # -> step
+def restore(
+    method,     # Method
+    optimizer,  # of `optimizer_of`, without a state
+    folder,     # checkpoint folder
+):  # -> step
     "Load what `save_checkpoint` wrote; returns how many steps were made."
     memory = read_tensors(folder/'trainer.safetensors')
     for n, p in method.named_parameters():
@@ -131,8 +146,13 @@ class Progress:
         self.acc.log(row, step=step)
         self.sums, self.n, self.tick, self.waited = {}, 0, time.perf_counter(), 0.
 
-# %% ../nbs/07_train.ipynb #d93bddae
-def line(step, steps, row, seconds_per_step):  # -> str
+# %% ../nbs/07_train.ipynb #469852e4
+def line(
+    step,              # how many steps were made
+    steps,             # of the whole run
+    row,               # dict of averages; with lr, images_per_second and data_wait
+    seconds_per_step,  # for the time that is left
+):  # -> str
     "One line of progress for people."
     eta = round((steps - step) * seconds_per_step)
     shown = {k: f'{row[k]:.3f}' for k in row if k not in ('lr', 'images_per_second', 'data_wait', 'bad')}
@@ -161,8 +181,16 @@ class Stop:
         if step % 10: return 0
         return int(all_sum(torch.tensor(float(self.signal > 0), device=device)).item() > 0) and signal.SIGTERM
 
-# %% ../nbs/07_train.ipynb #ebe4a74e
-def train(method, source, acc, config, steps, resume_from=None, each=None):
+# %% ../nbs/07_train.ipynb #2b7de085
+def train(
+    method,            # Method
+    source,            # any reader
+    acc,               # Accelerator
+    config,            # Config
+    steps,             # of the whole run
+    resume_from=None,  # checkpoint folder
+    each=None,         # function of how many steps were made
+):  # -> signal number or 0
     "The training loop; `each(step)` is called after every step. Returns the signal that stopped it, or 0."
     optimizer = optimizer_of(method, config)
     if resume_from: method.load_state_dict(read_tensors(resume_from/WEIGHTS))
@@ -207,8 +235,12 @@ def train(method, source, acc, config, steps, resume_from=None, each=None):
         stop.restore()
         progress.bar.close()
 
-# %% ../nbs/07_train.ipynb #1c9b450a
-def note_bad(bad, config, step):  # list of (kind, where) -> how many
+# %% ../nbs/07_train.ipynb #81c09461
+def note_bad(
+    bad,     # list of (kind, where)
+    config,  # Config
+    step,    # counted from 0
+):  # -> how many
     "Write the damaged samples of a batch to bad.jsonl; they were replaced by others."
     for kind, where in bad: append_jsonl(Path(config.out)/'bad.jsonl', dict(step=step, kind=kind, where=where))
     return len(bad)
@@ -226,8 +258,14 @@ def parameters(method):  # -> dict: part -> number of parameters
     if hasattr(method, 'text'): parts['text blocks'] = count(method.text.transformer)
     return parts | {'everything': count(method)}
 
-# %% ../nbs/07_train.ipynb #6743bb46
-def describe(method, config, acc, source, steps):
+# %% ../nbs/07_train.ipynb #ede47432
+def describe(
+    method,  # Method
+    config,  # Config
+    acc,     # Accelerator
+    source,  # training data, any reader
+    steps,   # of the whole run
+):
     "Print what is about to happen."
     default = Config()
     for f in dataclasses.fields(config):
@@ -239,8 +277,15 @@ def describe(method, config, acc, source, steps):
     print(f'{steps:,} steps of {config.batch} images = {n} process{"es" * (n > 1)} x {config.batch // n} on {acc.device.type}, '
           f'{acc.mixed_precision if acc.mixed_precision != "no" else "float32"}; {len(source):,} samples, {steps * config.batch / len(source):.1f} epochs\n')
 
-# %% ../nbs/07_train.ipynb #da411159
-def evaluate(method, acc, config, source, tasks, step):
+# %% ../nbs/07_train.ipynb #8884a4d4
+def evaluate(
+    method,  # Method
+    acc,     # Accelerator
+    config,  # Config
+    source,  # evaluation data, any reader
+    tasks,   # list of names, may be empty
+    step,    # how many steps were made
+):
     "Run the tasks on the main process, print the table, append to results.jsonl."
     if acc.is_main_process and tasks:
         results = harness.run_tasks(method, config, source, tasks)
@@ -273,11 +318,15 @@ def fit(config):  # -> 0, or the number of the signal that stopped the run
     acc.end_training()
     return stopped
 
-# %% ../nbs/07_train.ipynb #6899390e
-def finish(method, config, source):
+# %% ../nbs/07_train.ipynb #6663c230
+def finish(
+    method,  # Method
+    config,  # Config
+    source,  # evaluation data, any reader; or None
+):
     "Leave the pictures."
     out = Path(config.out)
-    curves(out, out/'curves.png')
+    pictures.curves(out, out/'curves.png')
     print(f'\nthe run is in {out}: curves in {out}/curves.png', end='')
     if source and pictures.learned(method, source, out/'learned.png'): print(f', what was learned in {out}/learned.png', end='')
     print()

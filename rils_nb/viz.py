@@ -24,7 +24,7 @@ from matplotlib.patches import Patch
 from .core import UserError, read_jsonl, write_text
 from .evals.features import device_of, evaluating, features, name_of, text_features, view_of
 
-# %% ../nbs/09_viz.ipynb #4f27ee95
+# %% ../nbs/09_viz.ipynb #3c503afa
 STYLE = {'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'figure.titlesize': 10, 'legend.fontsize': 7, 'axes.spines.top': False,
          'axes.spines.right': False, 'axes.grid': False, 'figure.dpi': 100, 'savefig.dpi': 100, 'legend.frameon': False,
          'image.interpolation': 'nearest', 'figure.constrained_layout.use': True}
@@ -40,7 +40,11 @@ def styled(draw):  # a function that returns a figure
         return fig
     return run
 
-def panel(ax, image, title=''):  # axes, (3,H,W) uint8 or float in [0,1]
+def panel(
+    ax,        # Axes
+    image,     # (3,H,W) uint8, or float in [0,1]
+    title='',  # above the image
+):  # -> the same axes
     "Show an image without axes."
     ax.imshow(image.permute(1, 2, 0).cpu().numpy())
     ax.set_title(title)
@@ -67,7 +71,7 @@ def show_mask(
     fig.suptitle(f'The encoder sees {mask.visible.shape[1]} of {mask.dense.shape[1]} patches (below)')
     return fig
 
-# %% ../nbs/09_viz.ipynb #f8f6c992
+# %% ../nbs/09_viz.ipynb #f94b8c82
 def word_features(
     model,  # with a text tower
     words,  # list of texts, or dict: word -> texts that stand for it
@@ -77,7 +81,10 @@ def word_features(
     z = F.normalize(text_features(model, [t for ts in texts.values() for t in ts]), dim=-1)
     return F.normalize(torch.stack([part.mean(0) for part in z.split([len(ts) for ts in texts.values()])]), dim=-1)
 
-def patch_features(model, image):  # (B,3,H,W) uint8 -> (B,N,E) normalised
+def patch_features(
+    model,  # Method or Library
+    image,  # (B,3,H,W) uint8
+):  # -> (B,N,E) normalised
     "Embeddings of all patches; raises `UserError` for a model that gives none."
     encode = getattr(model, 'encode_tokens', None)
     if encode is None: raise UserError(f'`{name_of(model)}` gives no features of patches')
@@ -85,7 +92,7 @@ def patch_features(model, image):  # (B,3,H,W) uint8 -> (B,N,E) normalised
     return F.normalize(z.float().cpu(), dim=-1)
 
 def patch_words(
-    model,
+    model,  # with a text tower and features of patches
     image,  # (B,3,H,W) uint8
     words,  # list of texts, or dict: word -> texts
 ):  # -> (B,h,w) int64: which word each patch is nearest to
@@ -94,46 +101,46 @@ def patch_words(
     side = math.isqrt(best.shape[1])
     return best.view(-1, side, side)
 
-# %% ../nbs/09_viz.ipynb #7f2658f1
+# %% ../nbs/09_viz.ipynb #cf0787ca
 def word_colours(words):  # list of str -> list of RGB
     "A colour for each word; a word that names one has its own."
     free = iter(TAB * (1 + len(words) // len(TAB)))
     return [to_rgb(w) if is_color_like(w) else next(free) for w in words]
 
-def _overlay(ax, best, colours, title='', alpha=1.0):  # (h,w) words -> coloured grid
-    grid = torch.tensor(colours)[best]
-    ax.imshow(grid.numpy(), alpha=alpha)
+def _overlay(ax, best, colours, image=None):  # (h,w) words, (3,H,W) uint8 to show through -> coloured grid
+    h, w = best.shape
+    if image is not None: ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(-0.5, w - 0.5, h - 0.5, -0.5))
+    ax.imshow(torch.tensor(colours)[best].numpy(), alpha=0.55 if image is not None else 1.)
     ax.set_xticks(torch.arange(best.shape[1] + 1).numpy() - 0.5, minor=True)
     ax.set_yticks(torch.arange(best.shape[0] + 1).numpy() - 0.5, minor=True)
     ax.grid(which='minor', color='white', linewidth=0.8)
     ax.tick_params(which='both', length=0, labelbottom=False, labelleft=False)
     for s in ax.spines.values(): s.set_visible(False)
-    ax.set_title(title)
 
 def _legend(fig, words, colours, **kw):  # one coloured square for each word
     return fig.legend([Patch(facecolor=c, edgecolor='0.6', linewidth=0.5) for c in colours], [textwrap.shorten(w, 24) for w in words], **kw)
 
 @styled
 def show_patch_words(
-    model,
+    model,  # with a text tower and features of patches
     image,  # (B,3,H,W) uint8
     words,  # list of texts, or dict: word -> texts
-    title='The word that each patch is nearest to',
+    title='The word that each patch is nearest to',  # of the figure
 ):  # -> figure
     "Images above, their patches coloured by best word below, and the legend of words."
     best, colours = patch_words(model, image, words), word_colours(list(words))
     fig, axes = plt.subplots(2, len(image), figsize=(max(4, 1.3 * len(image)), 3.4), squeeze=False)
     for i in range(len(image)):
         panel(axes[0, i], view_of(model, image[i]))
-        _overlay(axes[1, i], best[i], colours)
+        _overlay(axes[1, i], best[i], colours, view_of(model, image[i]))
     _legend(fig, list(words), colours, loc='outside lower center', ncols=min(8, len(words)), handlelength=1, columnspacing=1)
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/09_viz.ipynb #5091dcbe
+# %% ../nbs/09_viz.ipynb #9ae9cfb6
 @styled
 def similarity_map(
-    model,
+    model,  # with a text tower and features of patches
     image,  # (B,3,H,W) uint8
     text,
 ):  # -> figure
@@ -149,7 +156,7 @@ def similarity_map(
     fig.suptitle(f'Where is "{textwrap.shorten(text, 50)}"?')
     return fig
 
-# %% ../nbs/09_viz.ipynb #7f74a94a
+# %% ../nbs/09_viz.ipynb #841d6a1c
 CURVES = {'losses': ('loss', 'contrastive', 'reconstruction'), 'matched images, share': ('matched',), 'logit scale': ('logit_scale',),
           'learning rate': ('lr',), 'images/s': ('images_per_second',)}
 
@@ -178,15 +185,18 @@ def curves(
 
 def _number(v): return isinstance(v, (int, float)) and math.isfinite(v)
 
-def save_figure(fig, path):  # figure, .png
+def save_figure(
+    fig,   # figure
+    path,  # .png
+):
     "Write a figure; the folder is made."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches='tight', metadata={'Software': None})
 
-# %% ../nbs/09_viz.ipynb #34e89914
+# %% ../nbs/09_viz.ipynb #8dad8f2b
 def search(
-    model,
-    source,
+    model,    # with a text tower
+    source,   # any reader
     queries,  # list of texts
     n=6,      # images for each
     samples=2000,  # at most so many are searched
@@ -198,8 +208,8 @@ def search(
 
 @styled
 def gallery(
-    model,
-    source,
+    model,    # with a text tower
+    source,   # any reader
     queries,  # list of texts
     n=6,      # images for each
     samples=2000,  # at most so many are searched
@@ -211,7 +221,12 @@ def gallery(
     fig.suptitle(f'The nearest of {min(len(source), samples)} images to each text')
     return fig
 
-def gallery_row(axes, source, query, hits):  # axes, source, text, list of (score, index)
+def gallery_row(
+    axes,    # Axes of the row, one for each hit
+    source,  # any reader
+    query,   # text
+    hits,    # list of (score, index in the source), the best first
+):
     "One query of a gallery."
     for ax in axes: ax.axis('off')
     for ax, (score, i) in zip(axes, hits): panel(ax, source.read(i)['image'])

@@ -104,7 +104,7 @@ def tree(d): return {str(p): p.stat().st_mtime_ns for p in sorted(d.rglob('*')) 
 def test_a_mistake_is_answered_by_one_line(line, words, there, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = line.format(d=there).split()
-    if argv[0] == 'rils-train' and '--resume' not in argv: argv += ['--steps', '1', '--batch', '2']  # short, should it be accepted by mistake
+    if argv[0] == 'rils-train' and '--resume' not in argv: argv[1:1] = ['--steps', '1', '--batch', '2']  # short, should it be accepted by mistake
     monkeypatch.setattr(sys, 'argv', argv)
     before = tree(there)
     with pytest.raises(SystemExit) as stop: MAIN[argv[0]]()

@@ -246,7 +246,9 @@ def test_runner_runs_the_right_cells_in_the_right_place(tmp_path):
     assert there() == {'ran'}
     out = run_pytest(tmp_path, '--notebook-workers', '0')
     assert out.returncode == 0 and '2 passed' in out.stdout, out.stdout + out.stderr
-    assert there() == {'ran', 'slow_cell', 'slow_notebook'}
+    assert there() == {'ran', 'slow_notebook'}
+    out = run_pytest(tmp_path, '--notebook-workers', '0', '--slow')
+    assert out.returncode == 0 and there() == {'ran', 'slow_cell', 'slow_notebook'}, out.stdout + out.stderr
 
 def test_runner_survives_a_notebook_that_dies_and_keeps_notebooks_apart(tmp_path):
     notebook(tmp_path/'nbs'/'00_dies.ipynb', '# Dies\n\n> why', 'import os\nos._exit(3)')

@@ -164,24 +164,30 @@ def text_features(
             for i, z in zip(part, model.encode_text(tok([texts[i] for i in part]).to(device)).float().cpu()): out[i] = z
     return torch.stack(out)
 
-# %% ../../nbs/evals/08_features.ipynb #fcabc32e
+# %% ../../nbs/evals/08_features.ipynb #ef3c31c5
 def view(
     image,  # (3,H,W) uint8
     size,   # S
-    interpolation='bicubic',
+    interpolation='bicubic',  # of the resize
     crop=1.0,  # side of the centre crop / shorter side of the resized image
 ):  # -> (3,S,S) uint8
     "The middle of an image."
     return TF.center_crop(eval_view(round(size / crop), interpolation)(image), [size, size])
 
-def view_of(model, image):  # (3,H,W) uint8 -> (3,S,S) uint8
+def view_of(
+    model,  # Method or Library
+    image,  # (3,H,W) uint8
+):  # -> (3,S,S) uint8
     "The middle of an image, as `model` wants it."
     return view(image, *_how(model))
 
 def _how(model): return model.image_size, getattr(model, 'interpolation', 'bicubic'), getattr(model, 'crop', 1.0)
 
-# %% ../../nbs/evals/08_features.ipynb #52872fd7
-def subset(total, n):  # -> ascending list of at most n indices below total
+# %% ../../nbs/evals/08_features.ipynb #02c3176b
+def subset(
+    total,  # how many samples there are
+    n,      # at most so many are chosen; 0 = all
+):  # -> ascending list of indices below total
     "A random but fixed choice of samples; n = 0: all."
     if not n or n >= total: return list(range(total))
     return noise(torch.arange(total), 1)[:, 0].argsort()[:n].sort().values.tolist()
@@ -196,7 +202,7 @@ class _Views(torch.utils.data.Dataset):  # (index, view, captions, label) of sam
         except BadSample: return None
         return self.index[k], view(s['image'], *self.how), s.get('captions', []), s.get('label')
 
-# %% ../../nbs/evals/08_features.ipynb #d14b5db2
+# %% ../../nbs/evals/08_features.ipynb #fafdd820
 _shared = None
 
 @contextmanager
@@ -208,7 +214,7 @@ def sharing():
     finally: _shared = outer
 
 def features(
-    model,
+    model,      # Method or Library
     source,     # any reader
     n=0,        # at most so many samples; 0 = all
     batch=256,  # images encoded at a time, at most 512

@@ -38,7 +38,7 @@ def task(
         return EVALS.register(name)(evaluate)
     return add
 
-# %% ../../nbs/evals/10_harness.ipynb #f00fa060
+# %% ../../nbs/evals/10_harness.ipynb #b33c0f85
 NEEDS = Registry('need')
 NEEDS['text'] = (lambda model, source: getattr(model, 'encode_text', None) is not None,
                  '`{model}` has no text tower, so {task} is undefined; use probe')
@@ -58,19 +58,23 @@ def _first(source):  # index of the first sample that can be read
         return i
     raise UserError(f'none of the {len(source)} samples of the evaluation could be read')
 
-def missing(name, model, source):  # -> str, empty when nothing is missing
+def missing(
+    name,    # of a task
+    model,   # Method or Library
+    source,  # any reader
+):  # -> str, empty when nothing is missing
     "What stands in the way of a task, in one line."
     unmet = [NEEDS[n][1] for n in EVALS[name].needs if not NEEDS[n][0](model, source)]
     return unmet[0].format(model=name_of(model), task=name) if unmet else ''
 
-# %% ../../nbs/evals/10_harness.ipynb #3e71850b
+# %% ../../nbs/evals/10_harness.ipynb #e64bcab4
 def import_tasks():
     "Import every evaluation, so that each has registered itself."
     for m in pkgutil.iter_modules(rils_nb.evals.__path__): importlib.import_module(f'rils_nb.evals.{m.name}')
 
 def choose(
-    model,
-    source,
+    model,       # Method or Library
+    source,      # any reader
     tasks=None,  # list of names, 'a,b', or None: all that fit
 ):  # -> list of names
     "The tasks to run; raises `UserError` for one that is unknown or does not fit."
@@ -89,35 +93,35 @@ def options(evaluate):  # -> dict: keyword-only argument -> default
     return {p.name: p.default for p in inspect.signature(evaluate).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 def run_tasks(
-    model,
+    model,   # Method or Library
     config,  # Config: eval_samples, batch and workers bound the work
     source,  # any reader
     tasks=None,  # list of names, 'a,b', or None: all that fit
-    **given,     # options of the tasks
+    **kwargs,    # options of the tasks
 ):  # -> dict: 'task/metric' -> value
     "Run evaluations on one model; all is checked before the first begins."
     names, results = choose(model, source, tasks), {}
     with sharing():
         for t in names:
-            kw = {k: v for k, v in given.items() if k in options(EVALS[t])}
+            kw = {k: v for k, v in kwargs.items() if k in options(EVALS[t])}
             results |= {f'{t}/{k}': v for k, v in EVALS[t](model, config, source, **kw).items()}
     return results
 
-# %% ../../nbs/evals/10_harness.ipynb #2e419cbe
+# %% ../../nbs/evals/10_harness.ipynb #0538e702
 def record(
     path,     # .jsonl file, appended to
     model,    # the model, or in words where it came from
     data,     # str: where the data came from
     results,  # dict as `run_tasks` gives it
     step=None,    # of the checkpoint
-    **options,    # of the tasks, where they were given
+    **kwargs,     # options of the tasks, where they were given
 ):
     "Append one line for each task."
     config = getattr(model, 'config', None)
     named = dict(protocol=PROTOCOL, model=model if isinstance(model, str) else getattr(model, 'spec', name_of(model)), step=step, data=data)
     for t in dict.fromkeys(k.partition('/')[0] for k in results):
         metrics = {k.partition('/')[2]: v for k, v in results.items() if k.startswith(f'{t}/')}
-        append_jsonl(path, named | dict(task=t, metrics=metrics, options=options, config=asdict(config) if config else None))
+        append_jsonl(path, named | dict(task=t, metrics=metrics, options=kwargs, config=asdict(config) if config else None))
 
 def table(results):  # dict as `run_tasks` gives it -> str
     "Results as aligned text: shares in percent, with chance beside them."
@@ -166,8 +170,11 @@ def parse(argv):  # list of str -> (dict of FLAGS, dict of the tasks' options)
     own = {k: _value(k, given.pop(k), type(default)) for k, (default, _) in _all_options().items() if k in given}
     return given | number, own
 
-# %% ../../nbs/evals/10_harness.ipynb #e9e5ab4e
-def bounds(model, a):  # dict of FLAGS -> Config
+# %% ../../nbs/evals/10_harness.ipynb #e4c686a8
+def bounds(
+    model,  # Method or Library
+    a,      # dict of FLAGS
+):  # -> Config
     "The config under which a model is evaluated: that of its run, with what the command line says."
     config = getattr(model, 'config', None) or Config(batch=256)
     asked = dict(eval_samples='n', batch='batch', workers='workers', image_key='image_key', caption_key='caption_key', eval_data='data')

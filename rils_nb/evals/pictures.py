@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/evals/pictures.html.md"""
 __all__ = ['STOP', 'PICTURES', 'words_of', 'queries_of', 'shows_much', 'picture', 'learned', 'some', 'language_picture',
            'reconstruction', 'pixel_picture', 'neighbour_picture']
 
-# %% ../../nbs/evals/15_pictures.ipynb #a8ba21bd
+# %% ../../nbs/evals/15_pictures.ipynb #facca26a
 import math, re
 from collections import Counter
 from functools import singledispatch
@@ -23,7 +23,7 @@ from ..losses import patchify
 from ..masking import take
 from ..methods import Pixels
 from ..scenes import COLOURS, SHAPES, Scenes
-from ..viz import (_legend, _overlay, gallery_row, panel, patch_features, save_figure, search, styled, word_colours,
+from ..viz import (_legend, _overlay, curves, gallery_row, panel, patch_features, save_figure, search, styled, word_colours,
                          word_features)
 
 # %% ../../nbs/evals/15_pictures.ipynb #ef6dcff4
@@ -61,7 +61,7 @@ def _(source: Scenes):  # two objects of different colour
     two, colour = source.table['two'], source.table['colour']
     return lambda i: two[i] and colour[i, 0] != colour[i, 1]
 
-# %% ../../nbs/evals/15_pictures.ipynb #2fabe720
+# %% ../../nbs/evals/15_pictures.ipynb #7de32af2
 PICTURES = {}  # what it shows -> (does it fit this model?, draw)
 
 def picture(name, fits):  # fits: function of a model
@@ -72,7 +72,7 @@ def picture(name, fits):  # fits: function of a model
     return add
 
 def learned(
-    model,
+    model,   # Method or Library
     source,  # any reader
     path,    # .png
 ):  # -> path
@@ -82,7 +82,11 @@ def learned(
     save_figure(draw(model, source), path)
     return path
 
-def some(source, k, prefer=lambda i: True):  # -> list of at most k samples
+def some(
+    source,                 # any reader
+    k,                      # at most so many
+    prefer=lambda i: True,  # function of an index -> bool
+):  # -> list of samples
     "Samples that can be read, those that `prefer` likes first."
     found = []
     for i in sorted(subset(len(source), 400), key=lambda i: not prefer(i)):
@@ -92,12 +96,17 @@ def some(source, k, prefer=lambda i: True):  # -> list of at most k samples
     if not found: raise UserError('no sample of the data could be read: there is nothing to draw')
     return found
 
-# %% ../../nbs/evals/15_pictures.ipynb #36853ca3
+# %% ../../nbs/evals/15_pictures.ipynb #ee281871
 def _text(model): return getattr(model, 'encode_text', None) is not None and getattr(model, 'encode_tokens', None) is not None
 
 @picture('words', _text)
 @styled
-def language_picture(model, source, rows=4, n=5):  # -> figure
+def language_picture(
+    model,   # with a text tower and features of patches
+    source,  # any reader
+    rows=4,  # images whose patches are shown
+    n=5,     # images that each search shows
+):  # -> figure
     "Patches by best word, where one word is, and a search."
     images = torch.stack([view_of(model, s['image']) for s in some(source, rows, shows_much(source))])
     words, queries = words_of(source), queries_of(source)
@@ -108,7 +117,7 @@ def language_picture(model, source, rows=4, n=5):  # -> figure
     for row, x, m in zip(left.subplots(len(images), 3, squeeze=False), images, p.unflatten(1, (side, side))):
         k = m.flatten(0, 1).std(0).argmax().item()
         panel(row[0], x)
-        _overlay(row[1], m.argmax(-1), colours)
+        _overlay(row[1], m.argmax(-1), colours, x)
         row[2].imshow(m[..., k].numpy(), vmin=0, vmax=1)
         row[2].set_title(f'p("{list(words)[k]}")')
         row[2].axis('off')
@@ -119,8 +128,11 @@ def language_picture(model, source, rows=4, n=5):  # -> figure
     right.suptitle(f'What a search finds among {min(len(source), 2000)} images')
     return fig
 
-# %% ../../nbs/evals/15_pictures.ipynb #3ee10622
-def reconstruction(model, images):  # Method with a Pixels decoder, (B,3,S,S) uint8 -> seen, filled: (B,3,S,S) in [0,1]
+# %% ../../nbs/evals/15_pictures.ipynb #3ab69e24
+def reconstruction(
+    model,   # Method with a Pixels decoder
+    images,  # (B,3,S,S) uint8
+):  # -> seen, filled: (B,3,S,S) in [0,1]
     "What the encoder sees, and the image with its hidden patches predicted."
     v, p, device = model.visual, model.patch_size, device_of(model)
     with evaluating(model):
@@ -137,10 +149,14 @@ def _unpatchify(x, p):  # (B,N,3pp), the inverse of `patchify`
     side = math.isqrt(x.shape[1])
     return F.fold(x.view(len(x), -1, p * p, 3).permute(0, 3, 2, 1).flatten(1, 2), side * p, kernel_size=p, stride=p)
 
-# %% ../../nbs/evals/15_pictures.ipynb #9786b972
+# %% ../../nbs/evals/15_pictures.ipynb #c5b69dec
 @picture('pixels', lambda m: isinstance(getattr(m, 'decoder', None), Pixels))
 @styled
-def pixel_picture(model, source, n=8):  # -> figure
+def pixel_picture(
+    model,   # Method with a Pixels decoder
+    source,  # any reader
+    n=8,     # images
+):  # -> figure
     "Images, what is left of them, and what the decoder fills in."
     images = torch.stack([view_of(model, s['image']) for s in some(source, n)])
     seen, filled = reconstruction(model, images)
@@ -151,10 +167,15 @@ def pixel_picture(model, source, n=8):  # -> figure
     fig.suptitle(f'What the decoder makes of patches that the encoder did not see (mask ratio {model.config.mask_ratio:g})')
     return fig
 
-# %% ../../nbs/evals/15_pictures.ipynb #ad9aa37f
+# %% ../../nbs/evals/15_pictures.ipynb #5c2ea469
 @picture('neighbours', lambda m: True)
 @styled
-def neighbour_picture(model, source, rows=4, n=6):  # -> figure
+def neighbour_picture(
+    model,   # Method or Library
+    source,  # any reader
+    rows=4,  # images
+    n=6,     # neighbours of each
+):  # -> figure
     "Some images and the nearest others by the cosine of their features."
     f = features(model, source, 1000)
     z = F.normalize(f['image'], dim=-1)

@@ -21,13 +21,14 @@ def backbone(model):  # -> function of (B,3,S,S) uint8 -> (B,D)
     def encode(image): return visual.encode(visual.patches(image))[:, 1:].mean(1)
     return encode if hasattr(visual, 'patches') else model.encode_image
 
-# %% ../../nbs/evals/13_probe.ipynb #1da9e0bd
+# %% ../../nbs/evals/13_probe.ipynb #94cfdf36
 def fit_linear(
-    x, y,     # (n,D) standardised, (n,) int64
+    x,        # (n,D) standardised
+    y,        # (n,) int64
     classes,  # C
     c,        # strength of the data against the penalty
     start=None,  # (W, b) to begin from
-    steps=200,
+    steps=200,   # iterations at most
 ):  # -> W (C,D), b (C,)
     "Logistic regression by L-BFGS."
     w, b = start or (x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
@@ -41,14 +42,16 @@ def fit_linear(
     with torch.enable_grad(): solver.step(loss)
     return w.detach(), b.detach()
 
-# %% ../../nbs/evals/13_probe.ipynb #3f42c6d8
+# %% ../../nbs/evals/13_probe.ipynb #e6d8e277
 SWEEP = tuple(10.**k for k in range(-5, 4))
 
 def linear_probe(
-    x, y,          # (n,D), (n,) training features and labels
-    x_test, y_test,
+    x,             # (n,D) training features
+    y,             # (n,) training labels, int64
+    x_test,        # (m,D)
+    y_test,        # (m,)
     classes,       # C
-    sweep=SWEEP,
+    sweep=SWEEP,   # strengths of the data against the penalty, tried in this order
 ):  # -> top-1, chosen C
     "Accuracy of a linear classifier whose penalty is chosen on a part of the training set."
     mean, std = x.mean(0), x.std(0) + 1e-6
@@ -64,14 +67,15 @@ def linear_probe(
     _, _, c, m = max(found, key=lambda f: f[:2])  # of equal accuracies the one with the lower loss
     return score(fit_linear(x, y, classes, c, m), x_test, y_test), c
 
-# %% ../../nbs/evals/13_probe.ipynb #d9f2f955
+# %% ../../nbs/evals/13_probe.ipynb #c71cca1e
 def knn(
-    x, y,    # (n,D), (n,) training features and labels
+    x,       # (n,D) training features
+    y,       # (n,) training labels, int64
     x_test,  # (m,D)
     classes, # C
-    ks=(1, 20),
-    temperature=0.07,
-    chunk=1024,
+    ks=(1, 20),        # so many neighbours vote
+    temperature=0.07,  # of the votes' weights, exp(cosine / temperature)
+    chunk=1024,        # test images at a time
 ):  # -> dict k -> (m,) predicted labels
     "Classes by the vote of the nearest training images."
     x, out = F.normalize(x, dim=-1), {k: [] for k in ks}
@@ -81,14 +85,19 @@ def knn(
         for k in ks: out[k].append(votes[:, :k].sum(1).argmax(1))
     return {k: torch.cat(v) for k, v in out.items()}
 
-# %% ../../nbs/evals/13_probe.ipynb #5d46e433
+# %% ../../nbs/evals/13_probe.ipynb #a5c4bf46
 def _match(train, source):  # labels of `train` -> labels of `source`, by the names of the classes; None where they do not fit
     a, b = (list(getattr(s, 'classes', None) or []) for s in (train, source))
     if not a or not set(b) <= set(a): return None
     return torch.tensor([b.index(n) if n in b else -1 for n in a])
 
 def training_half(
-    model, config, source, f, train_data, n
+    model,       # Method or Library
+    config,      # Config: batch and workers bound the work
+    source,      # evaluation data, any reader
+    f,           # dict of `features`: the evaluation data's
+    train_data,  # labelled data; empty = the run's, or half of the evaluation data
+    n,           # at most so many images of train_data or of the run; 0 = all
 ):  # -> (features, labels) for training, (features, labels) for the test
     "What a probe is trained and tested on."
     encode = backbone(model)
@@ -108,7 +117,11 @@ def training_half(
     return (g['image'][y >= 0], y[y >= 0]), (f['image'], f['labels'])
 
 @task('probe', 'labels')
-def probe(model, config, source, *,
+def probe(
+    model,   # Method or Library
+    config,  # Config: eval_samples, batch and workers bound the work
+    source,  # any reader of labelled images
+    *,
     train_data='',      # labelled data that probes are trained on; empty = the run's, or half of the evaluation data
     train_samples=5000, # at most so many training images; 0 = all
 ):  # -> dict: linear, knn1, knn20 with chance, log10_c chosen, n_train, n

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from ..core import UserError
 from .harness import features, task, text_features
 
-# %% ../../nbs/evals/12_retrieval.ipynb #be38d874
+# %% ../../nbs/evals/12_retrieval.ipynb #dc0325f5
 def hit(
     a,  # (Q,) candidates above the best right answer
     t,  # (Q,) candidates with its score
     r,  # (Q,) right ones among these
-    k,
+    k,  # of recall@k
 ):  # -> (Q,) probability that one of the first k is right
     "Recall@k of each query when ties are broken at random."
     a, t, r = (torch.as_tensor(v).double() for v in (a, t, r))
@@ -27,12 +27,12 @@ def hit(
         miss = torch.where(j < k - a, miss * ((t - r - j) / (t - j).clamp(min=1)).clamp(min=0), miss)
     return 1 - miss
 
-# %% ../../nbs/evals/12_retrieval.ipynb #6ac43dfd
+# %% ../../nbs/evals/12_retrieval.ipynb #1dbff226
 def recall(
     queries,  # (Q,E) normalised
     gallery,  # (T,E) normalised
     right,    # list of Q lists: the right candidates of each query
-    ks=(1, 5, 10),
+    ks=(1, 5, 10),  # of recall@k
     chunk=2**26,  # scores held at a time
 ):  # -> dict k -> (Q,) and dict k -> (Q,): recall and chance of each query
     "Recall@k of each query."
@@ -48,7 +48,7 @@ def recall(
     zero, r = torch.zeros(len(queries)), torch.tensor([len(p) for p in right])
     return {k: torch.cat(v) for k, v in found.items()}, {k: hit(zero, zero + n, r, k) for k in ks}
 
-# %% ../../nbs/evals/12_retrieval.ipynb #d02ab218
+# %% ../../nbs/evals/12_retrieval.ipynb #2395d48b
 def group(captions):  # list of lists of str -> (distinct texts, for each image the texts that it carries)
     "Make equal captions one text; case and spaces do not matter."
     ids = {}
@@ -56,7 +56,11 @@ def group(captions):  # list of lists of str -> (distinct texts, for each image 
     return list(ids), own
 
 @task('retrieval', 'text', 'captions')
-def retrieval(model, config, source):  # -> dict: i2t_r1, t2i_r1, ... with their chance, n images, n_texts distinct texts
+def retrieval(
+    model,   # with a text tower
+    config,  # Config: eval_samples, batch and workers bound the work
+    source,  # any reader of images with captions
+):  # -> dict: i2t_r1, t2i_r1, ... with their chance, n images, n_texts distinct texts
     "Recall@1, 5 and 10, image to text and text to image."
     f = features(model, source, config.eval_samples, config.batch, config.workers)
     keep = [i for i, c in enumerate(f['captions']) if c]

@@ -43,7 +43,7 @@ def pair_figures(
 
 def _average(z, w): return (z @ F.normalize(w, dim=-1).T).argmax(1)  # winners among averaged prompts
 
-# %% ../../nbs/evals/14_scenes.ipynb #5701bea0
+# %% ../../nbs/evals/14_scenes.ipynb #659a75cf
 def _choice(model, z, prompts, truth, n):  # (m,E), m lists of n texts, (m,) -> mean per class of the right choices
     texts = list(dict.fromkeys(t for p in prompts for t in p))
     w = dict(zip(texts, F.normalize(text_features(model, texts), dim=-1)))
@@ -55,7 +55,11 @@ QUESTIONS = dict(  # attribute -> its values, and the prompt for a value of it
     texture=(list(TEXTURES), lambda v, c, s: _noun(v, c, s)),
     background=(list(BACKGROUNDS), lambda v, c, s: f'{_noun(c, s)} on a {v} background'))
 
-def attribute_figures(model, z, t):  # model, (n,E), table of n scenes with one object -> dict
+def attribute_figures(
+    model,  # with a text tower
+    z,      # (n,E) image embeddings
+    t,      # table of n scenes with one object
+):  # -> dict
     "Size, texture and background, given colour and shape."
     out = {}
     for name, (values, prompt) in QUESTIONS.items():
@@ -64,14 +68,23 @@ def attribute_figures(model, z, t):  # model, (n,E), table of n scenes with one 
         out |= {name: _choice(model, z, asked, truth, len(values)), f'{name}_chance': 1 / len(values)}
     return out
 
-def relation_figure(model, z, t):  # model, (n,E), table of n scenes with two objects -> dict
+def relation_figure(
+    model,  # with a text tower
+    z,      # (n,E) image embeddings
+    t,      # table of n scenes with two objects
+):  # -> dict
     "Which of four relations the first object has to the second, given both."
     nouns = [[_noun(_colours[c], _shapes[s]) for c, s in zip(*row)] for row in zip(t['colour'], t['shape'])]
     asked = [[f'{a} {r} {b}' for r in RELATIONS] for a, b in nouns]
     return dict(relation=_choice(model, z, asked, torch.from_numpy(t['relation']), 4), relation_chance=1/4)
 
-# %% ../../nbs/evals/14_scenes.ipynb #86261299
-def patch_figure(model, source, index, limit=400):  # model, Scenes, samples with two objects -> dict, empty for a model without patch features
+# %% ../../nbs/evals/14_scenes.ipynb #0bc4ea6f
+def patch_figure(
+    model,      # with a text tower
+    source,     # Scenes
+    index,      # (n,) samples with two objects
+    limit=400,  # at most so many are looked at
+):  # -> dict, empty for a model without patch features
     "Colour of the patch under each of two objects."
     if getattr(model, 'encode_tokens', None) is None: return {}
     index = index[:limit]
@@ -85,12 +98,16 @@ def patch_figure(model, source, index, limit=400):  # model, Scenes, samples wit
     hits = _average(under.flatten(0, 1), w) == torch.from_numpy(source.table['colour'][index]).flatten()
     return dict(patch_colour=hits.float().mean().item(), patch_colour_chance=1/8)
 
-# %% ../../nbs/evals/14_scenes.ipynb #026e88c3
+# %% ../../nbs/evals/14_scenes.ipynb #25e66a02
 UNSEEN = dict(outline=('colour', 'shape'), noise=('colour', 'shape'), blur=('colour', 'shape'), grey=('shape',), inverted=('shape',))
 CHANCE = dict(colour=1/8, shape=1/8, pair=1/64, colour_given_shape=1/8, shape_given_colour=1/8, colour_alone=1/8, shape_alone=1/8)
 
 @task('scenes', 'text', 'scenes')
-def scenes(model, config, source, *,
+def scenes(
+    model,   # with a text tower
+    config,  # Config: eval_samples, batch and workers bound the work
+    source,  # Scenes
+    *,
     unseen=500,  # scenes of each unseen style and of the unseen pairs; 0 = these are left out
 ):  # -> dict
     "Zero-shot questions about the embedded scenes."

@@ -62,13 +62,17 @@ def accuracy(
     out = dict(top1=top1.mean().item(), top1_chance=1 / c, mean_per_class=torch.stack(per_class).mean().item(), mean_per_class_chance=1 / c)
     return out | (dict(top5=best.any(1).float().mean().item(), top5_chance=5 / c) if c > 5 else {})
 
-# %% ../../nbs/evals/11_zeroshot.ipynb #a09605b9
+# %% ../../nbs/evals/11_zeroshot.ipynb #35061533
 def _names(source):
     if names := list(getattr(source, 'classes', None) or []): return names
     raise UserError('the data has labels but no class names: give --class_names FILE, one name to a line')
 
 @task('zeroshot', 'text', 'labels')
-def zeroshot(model, config, source, *,
+def zeroshot(
+    model,   # with a text tower
+    config,  # Config: eval_samples, batch and workers bound the work
+    source,  # any reader of labelled images
+    *,
     class_names='',  # text file with class names, one to a line; empty = those of the data
     templates='',    # text file with prompt templates, one to a line; empty = five common ones
 ):  # -> dict
