@@ -37,6 +37,7 @@ def weights(run):
     from rils_nb.methods import WEIGHTS, newest, read_tensors
     return read_tensors(newest(run)/WEIGHTS)
 
+@pytest.mark.slow
 def test_trainer_with_two_processes_equals_one(tmp_path):
     code, log = launch(['-m', 'rils_nb.train', *TINY, '--steps', '4', '--eps', '0.01', '--processes', '2', '--workers', '1', '--out', tmp_path/'two'], tmp_path/'log')
     assert code == 0 and '2 processes x 8' in log, log
@@ -48,6 +49,7 @@ def test_trainer_with_two_processes_equals_one(tmp_path):
         moved += (a[k] - b[k]).abs().sum() > 0
     assert moved, 'bit for bit equal: were there two processes?'
 
+@pytest.mark.slow
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_and_resumed(tmp_path, signum):
     args = [sys.executable, '-m', 'rils_nb.train', *TINY, '--steps', '60']
