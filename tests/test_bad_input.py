@@ -84,7 +84,7 @@ CASES = [
     ('rils-eval {d}/good --tasks zeroshoot', 'did you mean `zeroshot`?'),
     ('rils-eval {d}/good --data {d}/none-*.tar', 'no shards match'),
     ('rils-eval {d}/mae --tasks zeroshot', '`mae` has no text tower, so zeroshot is undefined; use probe'),
-    ('rils-eval {d}/good --class_names {d}/classes.txt', ''),
+    ('rils-eval {d}/good --class_names {d}/classes.txt', 'class'),
     ('rils-eval {d}/good --taks probe', 'did you mean `--tasks`?'),
     ('rils-eval timm:vit_basee_patch16_224', 'did you mean'),
     ('rils-eval open_clip:ViT-B-166', 'did you mean'),
