@@ -1,98 +1,186 @@
-"""Time of one training step (forward, backward, AdamW), ours beside open_clip's CLIP, in alternating rounds of one run.
+"""Time, memory and work of one training step (forward, backward, AdamW): ours beside open_clip's CLIP and, where a checkout is given, others.
 
-    python benchmarks/step.py                                  # ViT-B/16, batch 8, float32, this machine's CPU
-    python benchmarks/step.py --device cuda --precision bf16 --batch 256 --rounds 20
+    python benchmarks/step.py                                              # ViT-B/16, batch 8, float32, this machine's CPU
+    python benchmarks/step.py --device cuda --precision bf16 --batch 256 --rounds 3 --steps 20
+    python benchmarks/step.py --only 'open_clip clip,SLIP CLIP_VITB16' --checkout SLIP=../SLIP
 
-Prints the median seconds of each and the ratio to open_clip, the median of the ratios of the rounds. `rils@0.5` has half of its images
-matched. Captions have 12 to 20 tokens; open_clip computes all 77, as its training does.
+Each contestant runs in a process of its own, as its users run it, and in turns: a round gives each one a process, a step that does not count and
+`--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to the first contestant. Captions have 12 to 20 tokens;
+open_clip and the checkouts compute all 77, as their training does. Contestants: `open_clip clip`; our methods `clip`, `mae`, `mae_clip`, `rils`;
+`rils@0.5` with half of its images matched; `NAME MODEL` from a checkout. Endings: `+compile`; `+memory`, which gives the C library the setting
+that our trainer makes on CPUs, to see what that alone is worth. MFU is the share of what one large matrix product reaches in the same process.
 """
-import argparse, contextlib, json, statistics, time
+import argparse, contextlib, importlib, json, os, resource, statistics, subprocess, sys, time
+from pathlib import Path
 
-import open_clip
-import torch
-from open_clip.loss import ClipLoss
-from rils_nb.config import Config
-from rils_nb.core import key
-from rils_nb.methods import RILS, make
-from rils_nb.train import optimizer_of
-
+NAMES = 'open_clip clip,open_clip clip+memory,clip,rils@0.1,rils@0.5,rils@1.0,mae,mae_clip'
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--batch', type=int, default=8, help='images in a step')
-parser.add_argument('--rounds', type=int, default=5, help='counted rounds after one that is not; in each, every contestant has a turn of 3 steps, the last 2 count')
+parser.add_argument('--rounds', type=int, default=3, help='rounds of turns')
+parser.add_argument('--steps', type=int, default=3, help='counted steps in a turn')
 parser.add_argument('--device', default='cpu', help='cpu or cuda')
 parser.add_argument('--precision', default='float32', choices=('float32', 'bf16'), help='bf16 computes under autocast')
 parser.add_argument('--size', default='ViT-B-16', help='encoder size; open_clip must know a model of this name')
-parser.add_argument('--only', default='open_clip clip,clip,rils@0.1,rils@0.5,rils@1.0,mae,mae_clip', help='contestants, the first is the reference')
-parser.add_argument('--out', help='write the figures to this JSON file')
+parser.add_argument('--accum', type=int, default=1, help='parts of a batch, for our methods')
+parser.add_argument('--checkpointing', action='store_true', help='recompute activations, in our methods')
+parser.add_argument('--only', default=NAMES, help=f'contestants, the first is the reference (default: {NAMES})')
+parser.add_argument('--checkout', action='append', default=[], metavar='NAME=PATH', help='a repository with `models.py` and `get_loss`, as SLIP and RILS have them')
+parser.add_argument('--out', help='write the figures to this JSON file, and a picture beside it')
+parser.add_argument('--plot', help='draw the picture of a JSON file that --out wrote, and run nothing')
+parser.add_argument('--turn', help=argparse.SUPPRESS)  # what the process of one turn is started with
+parser.add_argument('--count', action='store_true', help=argparse.SUPPRESS)  # the turn that counts FLOPs, the first one
 args = parser.parse_args()
 
-class Given(RILS):
-    "RILS with a given share of matched images."
-    share = 1.
-    def reconstruct(self, x, f, z_t, hit, keys):
-        given = torch.arange(len(hit), device=hit.device) < round(self.share * len(hit))
-        return super().reconstruct(x, f, z_t, given, keys)
+# One turn
 
-class OpenCLIP(torch.nn.Module):
-    "open_clip's own model and loss on the same batch; normalised on the device as ours is."
-    def __init__(self):
-        super().__init__()
-        self.model, self.loss = open_clip.create_model(args.size, output_dict=True), ClipLoss()
-        for name in ('mean', 'std'): self.register_buffer(name, torch.tensor(getattr(open_clip, f'OPENAI_DATASET_{name.upper()}')).view(3, 1, 1))
-    def forward(self, batch):
-        image = (batch['image'].float() / 255 - self.mean) / self.std
-        full = torch.nn.functional.pad(batch['tokens'], (0, 77 - batch['tokens'].shape[1]))
-        return dict(loss=self.loss(**self.model(image, full)))
-    def after_step(self): self.model.logit_scale.data.clamp_(0, 4.6052)
+def ours(name):
+    "A method of this package; `rils@SHARE` with a given share of matched images."
+    import torch
+    from rils_nb.config import Config
+    from rils_nb.methods import RILS, make
+    class Given(RILS):
+        def compare(self, z_i, z_t, batch):
+            return super().compare(z_i, z_t, batch)[0], torch.arange(len(z_i), device=z_i.device) < round(float(share) * len(z_i))
+    method, at, share = name.removesuffix('+compile').partition('@')
+    config = Config(method=method, size=args.size, image_size=224, batch=args.batch, compile=name.endswith('+compile'), accum=args.accum, checkpointing=args.checkpointing)
+    model = make(config)
+    if at: model.__class__ = Given
+    return model
 
-def contestant(name):
-    "A model with its optimizer, by name: `open_clip clip`, a method, or `rils@SHARE`."
-    config = Config(method=name.partition('@')[0] if ' ' not in name else 'clip', size=args.size, image_size=224, batch=args.batch, weight_decay=0.5)
-    if ' ' in name: model = OpenCLIP()
-    elif '@' in name:
-        model = Given(config)
-        model.share = float(name.partition('@')[2])
-    else: model = make(config)
-    model = model.to(args.device).train()
-    return model, optimizer_of(model, config)
+def others(name, forward, model):
+    "A model and loss of somebody else on the same batch: pixels normalised on the device as ours are, captions padded to 77."
+    import torch
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    class Other(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+            for n, v in (('mean', OPENAI_DATASET_MEAN), ('std', OPENAI_DATASET_STD)): self.register_buffer(n, torch.tensor(v).view(3, 1, 1))
+        def forward(self, batch):
+            image = (batch['image'].float() / 255 - self.mean) / self.std
+            return dict(loss=forward(self.model, image, torch.nn.functional.pad(batch['tokens'], (0, 77 - batch['tokens'].shape[1]))))
+        @torch.no_grad()
+        def after_step(self): self.model.logit_scale.clamp_(0, 4.6052)
+    other = Other()
+    if name.endswith('+compile'): other.model.compile()
+    return other
 
-def sync():
-    if args.device == 'cuda': torch.cuda.synchronize()
+def from_open_clip(name):
+    import open_clip
+    from open_clip.loss import ClipLoss
+    loss = ClipLoss()
+    return others(name, lambda m, image, tokens: loss(**m(image, tokens)), open_clip.create_model(args.size, output_dict=True))
 
-def step(model, optimizer, batch):
-    "Seconds of one step."
-    sync()
-    t = time.perf_counter()
-    with torch.autocast(args.device, torch.bfloat16) if args.precision == 'bf16' else contextlib.nullcontext(): loss = model(batch)['loss']
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    model.after_step()
-    sync()
-    return time.perf_counter() - t
+def from_checkout(name):
+    import numpy
+    repo, model = name.removesuffix('+compile').split(' ')
+    paths = dict(c.split('=', 1) for c in args.checkout)
+    if repo not in paths: sys.exit(f'error: `{name}` needs --checkout {repo}=PATH')
+    sys.path.insert(0, paths[repo])
+    numpy.float = float  # gone since numpy 1.24; the released code uses it
+    models = importlib.import_module('models')
+    loss = models.get_loss(model, 0.1, 1.)
+    return others(name, lambda m, image, tokens: loss(m(image, tokens))['loss'], getattr(models, model)())
 
-torch.manual_seed(0)
-torch.set_float32_matmul_precision('high')
-lengths = torch.randint(12, 21, (args.batch,))
-tokens = torch.randint(1, 49000, (args.batch, 20)) * (torch.arange(20) < lengths[:, None])
-tokens[torch.arange(args.batch), lengths - 1] = 49407
-batch = dict(image=torch.randint(256, (args.batch, 3, 224, 224), dtype=torch.uint8), tokens=tokens, ids=torch.arange(args.batch),
-             keys=torch.tensor([key(0, 0, i) for i in range(args.batch)]))
-batch = {k: v.to(args.device) for k, v in batch.items()}
-names = args.only.split(',')
-models = {name: contestant(name) for name in names}
-seconds = {name: [] for name in names}
-for round_ in range(args.rounds + 1):
-    for name in names:
-        turn = [step(*models[name], batch) for _ in range(3)]
-        if round_: seconds[name].append(sum(turn[1:]) / 2)  # the first step of a turn pays for memory that the last contestant gave back
-
-rows = []
-for name in names:
-    ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds[names[0]]))
-    rows.append(dict(name=name, seconds=statistics.median(seconds[name]), ratio=ratio, images_per_second=args.batch / statistics.median(seconds[name])))
-    print(f'{name:16} {rows[-1]["seconds"]:8.3f} s {rows[-1]["images_per_second"]:8.1f} img/s   {ratio:.2f}x {names[0]}')
-if args.out:
+def turn(name):
+    "Seconds of each counted step, peak memory, FLOPs of a step, FLOPs a second of a large matrix product."
+    import torch
+    from rils_nb.config import Config
+    from rils_nb.core import key
+    from rils_nb.train import hold_memory, optimizer_of
+    from torch.utils.flop_counter import FlopCounterMode
+    name, memory = name.removesuffix('+memory'), name.endswith('+memory')
+    foreign = ' ' in name
+    if args.device == 'cpu' and (memory or not foreign): hold_memory()
+    if args.device == 'cpu' and args.precision == 'bf16' and not foreign: torch.backends.cuda.enable_flash_sdp(False)  # as our trainer does
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision('high')
+    lengths = torch.randint(12, 21, (args.batch,))
+    tokens = torch.randint(1, 49000, (args.batch, 20)) * (torch.arange(20) < lengths[:, None])
+    tokens[torch.arange(args.batch), lengths - 1] = 49407
+    batch = dict(image=torch.randint(256, (args.batch, 3, 224, 224), dtype=torch.uint8), tokens=tokens, keys=torch.tensor([key(0, 0, i) for i in range(args.batch)]))
+    batch = {k: v.to(args.device) for k, v in batch.items()}
+    model = (from_open_clip if name.startswith('open_clip ') else from_checkout if foreign else ours)(name).to(args.device).train()
+    optimizer = optimizer_of(model, Config(weight_decay=0.5))
+    sync = torch.cuda.synchronize if args.device == 'cuda' else lambda: None
+    autocast = lambda: torch.autocast(args.device, torch.bfloat16) if args.precision == 'bf16' else contextlib.nullcontext()
+    def step():
+        sync()
+        t = time.perf_counter()
+        with autocast(): loss = model(batch)['loss']
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step()
+        sync()
+        return time.perf_counter() - t
+    for _ in range(1 + 2 * (args.device == 'cuda')): step()
+    seconds = [step() for _ in range(args.steps)]
+    peak = torch.cuda.max_memory_allocated() if args.device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    flops = None
+    if args.count and not name.endswith('+compile'):
+        with FlopCounterMode(display=False) as counter: step()
+        flops = counter.get_total_flops()
+    a = torch.randn(4096 if args.device == 'cuda' else 2048, 4096, device=args.device, dtype=torch.bfloat16 if args.precision == 'bf16' else torch.float32)
+    def product():
+        sync()
+        t = time.perf_counter()
+        a @ a.T
+        sync()
+        return time.perf_counter() - t
+    best = 2 * a.shape[0]**2 * a.shape[1] / min(product() for _ in range(8))
     device = torch.cuda.get_device_name() if args.device == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
-    with open(args.out, 'w') as f:
-        json.dump(dict(device=device, torch=torch.__version__, precision=args.precision, size=args.size, batch=args.batch, rounds=args.rounds, rows=rows), f, indent=1)
+    return dict(seconds=seconds, peak=peak, flops=flops, best=best, torch=torch.__version__, device=device)
+
+# All turns
+
+def compare():
+    "Let the contestants take turns; the figures."
+    names, turns = args.only.split(','), {}
+    for r in range(args.rounds):
+        for name in names:
+            print(f'\rround {r + 1}/{args.rounds}: {name:40}', end='', file=sys.stderr, flush=True)
+            run = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--turn', name] + ['--count'] * (r == 0), capture_output=True, text=True)
+            if run.returncode: sys.exit(f'\nerror: `{name}` does not run:\n{run.stderr[-2000:]}')
+            turns.setdefault(name, []).append(json.loads(run.stdout.splitlines()[-1]))
+    print('\r' + ' ' * 70 + '\r', end='', file=sys.stderr)
+    rows = []
+    for name, own in turns.items():
+        seconds = [statistics.median(t['seconds']) for t in own]
+        flops, s = own[0]['flops'], statistics.median(seconds)
+        rows.append(dict(name=name, seconds=s, ratio=statistics.median(a / statistics.median(t['seconds']) for a, t in zip(seconds, turns[names[0]])),
+                         images_per_second=args.batch / s, peak_gb=statistics.median(t['peak'] for t in own) / 1e9, tflop=flops and flops / 1e12,
+                         mfu=flops and flops / s / statistics.median(t['best'] for t in own)))
+    settings = {k: getattr(args, k) for k in ('precision', 'size', 'batch', 'rounds', 'steps', 'accum', 'checkpointing')}
+    return dict(device=own[0]['device'], torch=own[0]['torch']) | settings | dict(rows=rows)
+
+def table(figures):
+    "The figures as text."
+    share = lambda v, f: '' if v is None else f.format(v)
+    yield f'{"":24} {"s/step":>8} {"ratio":>6} {"img/s":>8} {"peak GB":>8} {"TFLOP":>7} {"MFU":>5}'
+    for r in figures['rows']:
+        yield f'{r["name"]:24} {r["seconds"]:8.3f} {r["ratio"]:6.2f} {r["images_per_second"]:8.1f} {r["peak_gb"]:8.1f} {share(r["tflop"], "{:7.2f}")} {share(r["mfu"], "{:5.0%}")}'
+
+def plot(figures, path):
+    "The ratios of the steps' times as bars."
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    rows = figures['rows'][::-1]
+    fig, ax = plt.subplots(figsize=(6, 0.3 * len(rows) + 0.9))
+    ax.barh([r['name'] for r in rows], [r['ratio'] for r in rows], color=['#8a8a8a' if ' ' in r['name'] else '#3b6ea5' for r in rows])
+    for i, r in enumerate(rows): ax.text(r['ratio'] + 0.01, i, f'{r["ratio"]:.2f}   {r["peak_gb"]:.1f} GB', va='center', fontsize=8)
+    ax.axvline(1, color='black', lw=0.8)
+    ax.set_xlim(0, max(r['ratio'] for r in rows) * 1.22)
+    ax.set_title(f'Time of a step against {figures["rows"][0]["name"]}, {figures["size"]}, {figures["precision"]}, batch {figures["batch"]}\n{figures["device"]}', fontsize=9)
+    ax.spines[['top', 'right']].set_visible(False)
+    fig.savefig(path, dpi=100, bbox_inches='tight')
+
+if args.turn: print(json.dumps(turn(args.turn)))
+elif args.plot: plot(json.loads(Path(args.plot).read_text()), Path(args.plot).with_suffix('.png'))
+else:
+    figures = compare()
+    print(*table(figures), sep='\n')
+    if args.out:
+        Path(args.out).write_text(json.dumps(figures, indent=1) + '\n')
+        plot(figures, Path(args.out).with_suffix('.png'))

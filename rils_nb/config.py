@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fastcore.docments import docments
 from .core import Registry, UserError, nearest
 
-# %% ../nbs/01_config.ipynb #3cc9fac5
+# %% ../nbs/01_config.ipynb #f9414d54
 @dataclass(frozen=True)
 class Config:
     "Everything that determines a run."
@@ -47,16 +47,22 @@ class Config:
     beta2:float=0.98          # AdamW's decay of the second moment
     eps:float=1e-6            # AdamW's epsilon
     clip_grad:float=0.0       # largest norm of the gradient; 0 = not clipped
+    ema:float=0.0             # decay of an average of the weights, e.g. 0.9998, which is what evaluations then use; 0 = none
     # machine
     seed:int=0                # of everything: weights, order, crops, captions, masks
     precision:str='auto'      # bf16, float32, or auto: bf16 where the hardware has it
     processes:int=0           # how many processes there must be; 0 = as many as were started
+    accum:int=1               # parts in which each process works through its share of the batch; exact, saves memory
+    checkpointing:bool=False  # recompute activations in the backward pass: far less memory, a third more time
+    compile:bool=False        # compile the blocks of the encoders
+    reduce:str='float32'      # precision in which gradients are summed over processes: float32 or bf16
     # what is kept and shown
     out:str=''                # run folder; empty = runs/ and the recipe's name
     resume:bool=False         # continue from the newest good checkpoint of the run folder
     log_every:int=50          # steps between progress lines
     save_every:int=500        # steps between checkpoints; one is always written at the end
     keep:int=2                # newest checkpoints that are kept
+    best:str=''               # also keep the checkpoint that is best by this result, as task/name, e.g. retrieval/i2t_r1
     eval_every:int=0          # steps between evaluations; 0 = only at the end
     tasks:str='auto'          # evaluations, by name; auto = all that model and data allow, empty = none
     eval_data:str='scenes:split=val' # data of the evaluations
@@ -70,7 +76,7 @@ def field_help():  # -> dict: field name -> its comment
     "The comment of each `Config` field."
     return {k: v for k, v in docments(Config).items() if k != 'return'}
 
-# %% ../nbs/01_config.ipynb #fedaa64d
+# %% ../nbs/01_config.ipynb #6a2ef98c
 _positive = ('must be above 0', lambda v: v > 0)
 _at_least_0 = ('must be 0 or more', lambda v: v >= 0)
 _below_1 = ('must be at least 0 and below 1', lambda v: 0 <= v < 1)
@@ -79,8 +85,9 @@ RULES = dict(
     image_size=_positive, mask_ratio=_below_1, crop=('must be above 0 and at most 1', lambda v: 0 < v <= 1), workers=_at_least_0, max_bad=_share,
     batch=_positive, epochs=_at_least_0, steps=_at_least_0, lr=_positive, min_lr=_at_least_0, warmup=_below_1, weight_decay=_at_least_0,
     beta1=_below_1, beta2=_below_1, eps=_positive, clip_grad=_at_least_0, processes=_at_least_0, log_every=_positive, save_every=_positive,
-    keep=_positive, eval_every=_at_least_0, eval_samples=_positive,
-    precision=('must be auto, bf16 or float32', lambda v: v in ('auto', 'bf16', 'float32')))
+    keep=_positive, accum=_positive, ema=_below_1, eval_every=_at_least_0, eval_samples=_positive,
+    precision=('must be auto, bf16 or float32', lambda v: v in ('auto', 'bf16', 'float32')),
+    reduce=('must be float32 or bf16', lambda v: v in ('float32', 'bf16')))
 
 def check(config):
     "Raise a `UserError` for a field of the wrong type or range."
@@ -93,9 +100,9 @@ def check(config):
     if not (config.steps or config.epochs): raise UserError('steps and epochs are both 0: set one, it is the length of the run')
     if config.min_lr > config.lr: raise UserError(f'min_lr {config.min_lr} is above lr {config.lr}: lower it with --min_lr')
 
-# %% ../nbs/01_config.ipynb #add13979
-FREE = {'workers', 'max_bad', 'processes', 'out', 'resume', 'log_every', 'save_every', 'keep', 'eval_every', 'tasks', 'eval_data',
-        'eval_samples', 'track'}
+# %% ../nbs/01_config.ipynb #a601e898
+FREE = {'workers', 'max_bad', 'processes', 'accum', 'checkpointing', 'compile', 'reduce', 'out', 'resume', 'log_every', 'save_every', 'keep', 'best',
+        'eval_every', 'tasks', 'eval_data', 'eval_samples', 'track'}
 
 def differences(
     a, # Config of the run
@@ -148,7 +155,7 @@ def _value(name, text, kind):  # a string as `kind`
 RECIPES = Registry('recipe')
 recipe = RECIPES.register()
 
-# %% ../nbs/01_config.ipynb #3fc37c68
+# %% ../nbs/01_config.ipynb #a14c3bb9
 @recipe
 def shapes():
     """The default: RILS on procedural scenes, 32 px, two CPU cores, about 4 minutes.
@@ -159,8 +166,8 @@ def shapes():
 def emoji():
     """RILS on emoji and their names, 64 px, five drawing styles, a sixth to be recognised; two CPU cores, under 10 minutes.
     The tutorial `your_own_pairs` fetches and packs the data. `accelerate launch -m rils_nb.train emoji`"""
-    return replace(shapes(), image_size=64, data='data/emoji/train-*.tar', eval_data='data/emoji/test-*.tar', tasks='retrieval',
-                   crop=0.7, batch=192, steps=600, lr=1e-3)
+    return replace(shapes(), data='data/emoji/train-*.tar', eval_data='data/emoji/test-*.tar', tasks='retrieval', workers=1,
+                   crop=0.6, flip=True, batch=192, steps=2000, lr=1e-3, opts='recon_weight=0.2,recon_ramp=1.0')
 
 # %% ../nbs/01_config.ipynb #57482704
 @recipe

@@ -22,7 +22,8 @@ def two(tmp_path_factory):
     assert code == 0, log
     return torch.load(d/'two.pt')
 
-@pytest.mark.parametrize('run', ['clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_none_matched', 'rils_prototypes'])
+@pytest.mark.parametrize('run', ['clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_none_matched', 'rils_prototypes',
+                                 'clip_accum', 'mae_accum', 'mae_clip_accum', 'rils_accum', 'rils_prototypes_accum'])
 def test_two_processes_equal_one(two, run):
     from three_steps import three_steps
     a, b = two[run], three_steps(run)

@@ -15,11 +15,12 @@ from rils_nb.train import optimizer_of
 
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
 RUNS = dict(clip='', mae=PIXELS, mae_clip=PIXELS, rils='', rils_one_sided='', rils_none_matched='', rils_prototypes='prototype_grad=true')
+RUNS |= {f'{run}_accum': RUNS[run] for run in RUNS if run not in ('rils_one_sided', 'rils_none_matched')}
 HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image
 
 class Given(RILS):
     "RILS whose matched images are given by the batch."
-    def reconstruct(self, x, f, z_t, hit, keys): return super().reconstruct(x, f, z_t, self.hit, keys)
+    def compare(self, z_i, z_t, batch): return super().compare(z_i, z_t, batch)[0], self.hit
 
 METHODS['given'] = Given
 
@@ -37,7 +38,8 @@ def three_steps(run):  # -> dict of tensors
     "Train a method for three steps in float64; everything that two process counts must agree on."
     rank, n = world()
     mine = slice(rank * 8 // n, (rank + 1) * 8 // n)
-    method = make(Config(method='given' if run in HITS else run.split('_proto')[0], opts=RUNS[run], batch=8, weight_decay=0.5)).double()
+    name, accum = run.removesuffix('_accum'), 2 if run.endswith('_accum') and n > 1 else 1  # two processes in parts against one in one piece
+    method = make(Config(method='given' if run in HITS else name.removesuffix('_prototypes'), opts=RUNS[run], batch=8, weight_decay=0.5, accum=accum)).double()
     if run in HITS: method.hit = torch.tensor(HITS[run], dtype=bool)[mine]
     model = DistributedDataParallel(method) if n > 1 else method
     optimizer, kept = optimizer_of(method, method.config), {}

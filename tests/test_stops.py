@@ -1,0 +1,254 @@
+"""A run that is stopped, killed, starved or lied to: what stands afterwards, and what it says."""
+import json, os, random, shutil, signal, subprocess, sys, time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from rils_nb.core import read_jsonl, wrong_sums
+from rils_nb.data import open_source, pack
+from rils_nb.methods import EMA, WEIGHTS, load, newest, read_tensors
+from rils_nb.train import fit
+
+HERE = Path(__file__).parent
+ENV = dict(os.environ, OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='1')
+FILES = WEIGHTS, EMA, 'trainer.safetensors'
+SMALL = ['--method', 'mae', '--opts', 'decoder_width=32,decoder_depth=1,decoder_heads=2', '--data', 'scenes:n=64', '--eval_data', '', '--batch', '16',
+         '--precision', 'float32', '--log_every', '1', '--ema', '0.9']
+
+class Nursery:
+    "Starts training commands within a second; see nursery.py."
+    def __init__(self, log):
+        self.log = open(log, 'w')
+        self.server = subprocess.Popen([sys.executable, HERE/'nursery.py'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=ENV)
+    def start(self, argv, log, **job):
+        "Start a command; its process number."
+        self.server.stdin.write(json.dumps(dict(argv=[str(a) for a in argv], log=str(log), **job)) + '\n')
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+    def wait(self): return int(self.server.stdout.readline())  # the exit code
+    def run(self, argv, log, **job):
+        "Exit code and output of a command."
+        self.start(argv, log, **job)
+        return self.wait(), log.read_text()
+
+@pytest.fixture(scope='module')
+def nursery(tmp_path_factory):
+    n = Nursery(tmp_path_factory.mktemp('nursery')/'log')
+    yield n
+    n.server.stdin.close()
+    n.server.wait(60)
+
+def until(holds, seconds=60):
+    "Wait for something to become true."
+    end = time.time() + seconds
+    while not (got := holds()):
+        assert time.time() < end, 'it never happened'
+        time.sleep(0.002)
+    return got
+
+def steps_of(run): return [r['step'] for r in read_jsonl(run/'log.jsonl')]
+def saved(run): return [int(p.name[-7:]) for p in sorted((run/'checkpoints').glob('step-*'))]
+def left_aside(run): return [p for p in run.rglob('*') if p.name.startswith('.')]
+
+def same(a, b, files=FILES):
+    "The newest checkpoints of two runs are equal bit for bit."
+    assert newest(a).name == newest(b).name
+    for file in files:
+        x, y = (read_tensors(newest(r)/file) for r in (a, b))
+        assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), file
+
+# kill -9
+
+def kill_and_resume(nursery, d, argv, kills, steps, every):
+    "Kill a run again and again, every second time while a checkpoint is being written; then let it end."
+    argv, rng, hit = [*argv, '--steps', steps, '--save_every', every], random.Random(0), 0
+    assert nursery.run([*argv, '--out', d/'whole'], d/'log')[0] == 0
+    run, argv = d/'run', [*argv, '--out', d/'run', '--resume']
+    for k in range(kills):
+        before, made = max(saved(run), default=0), len(steps_of(run))
+        pid = nursery.start([*argv, '--workers', k % 3], d/'log')
+        if k % 2:
+            assert until(lambda: any((run/'checkpoints').glob('.step-*')))
+            time.sleep(rng.uniform(0, 0.02))
+        else: time.sleep(rng.uniform(0, 1.5))
+        os.kill(pid, signal.SIGKILL)
+        assert nursery.wait() == -signal.SIGKILL, 'the run ended before it was killed: give it more steps'
+        for p in (run/'checkpoints').glob('step-*'):
+            assert not wrong_sums(p)
+            for file in FILES: read_tensors(p/file)
+        now, logged = max(saved(run), default=0), max(steps_of(run), default=0)
+        assert now >= before and logged - now <= 2 * every, (before, now, logged)  # the last save may have been under way, not the one before
+        hit += bool(left_aside(run))
+    assert hit >= kills // 3, 'hardly a kill fell into a save'
+    code, said = nursery.run(argv, d/'log')
+    assert code == 0, said
+    same(d/'whole', run)
+    assert steps_of(run) == list(range(1, steps + 1)) and not left_aside(run) and 'damaged' not in said
+
+def test_three_kills(nursery, tmp_path): kill_and_resume(nursery, tmp_path, SMALL, kills=3, steps=60, every=2)
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize('every', [1, 2])
+def test_twenty_kills(nursery, tmp_path, every):
+    kill_and_resume(nursery, tmp_path, ['--data', 'scenes:n=64', '--eval_data', '', '--batch', '16', *SMALL[-6:]], kills=20, steps=150, every=every)
+
+# A disk, a loader, data
+
+def clear(code, said, words):
+    "Exit code 2, and one line that says why."
+    errors = [line for line in said.splitlines() if 'error' in line.lower()]
+    assert code == 2 and len(errors) == 1 and errors[0].startswith('error: ') and words in errors[0] and 'Traceback' not in said, said
+
+def test_a_full_disk(nursery, tmp_path):
+    argv = [*SMALL, '--steps', 2000, '--save_every', 5, '--out', tmp_path/'run']
+    pid = nursery.start(argv, tmp_path/'log')
+    until(lambda: saved(tmp_path/'run'))
+    os.kill(pid, signal.SIGTERM)
+    assert nursery.wait() == 128 + signal.SIGTERM
+    at = saved(tmp_path/'run')[-1]
+    clear(*nursery.run([*argv, '--resume'], tmp_path/'log', fsize=2**20), 'File too large')     # EFBIG, which stands for ENOSPC
+    assert saved(tmp_path/'run')[-1] == at and max(steps_of(tmp_path/'run')) < at + 30 and not left_aside(tmp_path/'run')
+    load(tmp_path/'run')
+    clear(*nursery.run([*argv, '--resume'], tmp_path/'log', fsize=100), 'cannot write `')         # not even a line of the log
+
+def test_a_read_only_folder(nursery, tmp_path):
+    (tmp_path/'locked').mkdir(mode=0o555)
+    clear(*nursery.run([*SMALL, '--steps', 2, '--out', tmp_path/'locked'/'run'], tmp_path/'log', plain=True), 'Permission denied')
+    argv = [*SMALL, '--steps', 2, '--save_every', 1, '--out', tmp_path/'run']
+    assert nursery.run(argv, tmp_path/'log')[0] == 0
+    shutil.rmtree(tmp_path/'run'/'checkpoints'/'step-0000002')
+    (tmp_path/'run'/'checkpoints').chmod(0o555)
+    clear(*nursery.run([*argv, '--resume'], tmp_path/'log', plain=True), 'Permission denied')
+    load(tmp_path/'run')
+
+def test_a_killed_loader(nursery, tmp_path):
+    pid = nursery.start([*SMALL, '--steps', 5000, '--save_every', 5, '--workers', 2, '--out', tmp_path/'run'], tmp_path/'log')
+    until(lambda: saved(tmp_path/'run'))
+    os.kill(int(Path(f'/proc/{pid}/task/{pid}/children').read_text().split()[0]), signal.SIGKILL)
+    t = time.time()
+    clear(nursery.wait(), (tmp_path/'log').read_text(), 'a data loading process died')
+    assert time.time() - t < 20
+    load(tmp_path/'run')
+
+def test_data_that_vanish(nursery, tmp_path):
+    pack(open_source('scenes:n=64'), tmp_path/'s', per_shard=16)
+    argv = [*SMALL, '--data', tmp_path/'s-*.tar', '--steps', 4, '--save_every', 2, '--out', tmp_path/'run']
+    assert nursery.run(argv, tmp_path/'log')[0] == 0
+    shutil.rmtree(tmp_path/'run'/'checkpoints'/'step-0000004')
+    (tmp_path/'s-000003.tar').unlink()
+    clear(*nursery.run([*argv, '--resume'], tmp_path/'log'), 'shards were added, removed or changed')
+    assert saved(tmp_path/'run') == [2]
+
+def test_a_folder_that_vanishes_in_mid_run(nursery, tmp_path):
+    (tmp_path/'pictures').mkdir()
+    for i in range(64):
+        Image.new('RGB', (32, 32), (4 * i, 0, 0)).save(tmp_path/'pictures'/f'{i}.png')
+        (tmp_path/'pictures'/f'{i}.txt').write_text('red')
+    nursery.start([*SMALL, '--data', tmp_path/'pictures', '--steps', 5000, '--save_every', 5, '--out', tmp_path/'run'], tmp_path/'log')
+    until(lambda: saved(tmp_path/'run'))
+    os.rename(tmp_path/'pictures', tmp_path/'elsewhere')
+    clear(nursery.wait(), (tmp_path/'log').read_text(), 'No such file or directory')
+    load(tmp_path/'run')
+
+def test_an_evaluation_is_interrupted(nursery, tmp_path):
+    argv = ['--data', 'scenes:n=64', '--batch', '16', *SMALL[-6:], '--tasks', 'retrieval', '--steps', 3, '--out', tmp_path/'run']
+    pid = nursery.start([*argv, '--eval_samples', 60_000, '--eval_data', 'scenes:split=val,n=60000', '--eval_every', 2, '--save_every', 50], tmp_path/'log')
+    until(lambda: 2 in steps_of(tmp_path/'run'))
+    time.sleep(2)
+    os.kill(pid, signal.SIGTERM)
+    t = time.time()
+    assert nursery.wait() == 128 + signal.SIGTERM and time.time() - t < 20, (tmp_path/'log').read_text()
+    assert saved(tmp_path/'run') == [2] and not (tmp_path/'run'/'results.jsonl').exists()
+    small = ['--eval_samples', 50, '--eval_data', 'scenes:split=val,n=50', '--eval_every', 2, '--resume']
+    assert nursery.run([*argv, *small], tmp_path/'log')[0] == 0
+    assert [r['step'] for r in read_jsonl(tmp_path/'run'/'results.jsonl')] == [2, 3]              # made up for
+
+# Two processes
+
+def launch(args, log, timeout=240, **kw):
+    "Start two processes; exit code and output."
+    with open(log, 'w') as f:
+        code = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', *map(str, args)],
+                              stdout=f, stderr=subprocess.STDOUT, env=ENV, timeout=timeout, **kw).returncode
+    return code, Path(log).read_text()
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "A folder of runs by two processes, what came of them, seconds, and the samples of each step."
+    d = tmp_path_factory.mktemp('two')
+    alone(d/'grown')
+    code, said = launch([HERE/'two_stops.py', d], d/'log')
+    assert code == 0 and (d/'done').exists(), said
+    rows = [read_jsonl(d/f'{rank}.jsonl') for rank in (0, 1)]
+    for rank in (0, 1): assert {(r['world'], r['rank']) for r in rows[rank]} == {(2, rank)}
+    came = {name: [[r['came'] for r in rs if r['run'] == name] for rs in rows] for name in dict.fromkeys(r['run'] for r in rows[0])}
+    keys = {name: [a + b for a, b in zip(*([k for r in rs if r['run'] == name for k in r['keys']] for rs in rows))] for name in came}
+    return SimpleNamespace(d=d, came=came, keys=keys, seconds={r['run']: r['seconds'] for rs in rows for r in rs})
+
+def alone(run, keep=4, **fields):
+    "The run of two_stops.py by one process, with only the checkpoint of step `keep`; the samples of each step."
+    import two_stops
+    two_stops.Told.keys = []
+    assert fit(replace(two_stops.BASE, out=str(run), processes=1, **fields)) == 0
+    for p in (run/'checkpoints').glob('step-*'):
+        if keep and int(p.name[-7:]) != keep: shutil.rmtree(p)
+    return two_stops.Told.keys
+
+def test_two_processes_agree_to_stop_and_resume_twice(two):
+    assert two.came['whole'] == [[0], [0]]
+    assert two.came['stopped'] == [[signal.SIGTERM, signal.SIGTERM, 0]] * 2              # one was told, both left
+    assert saved(two.d/'stopped') == [3, 4, 7, 8, 9] and steps_of(two.d/'stopped') == list(range(1, 10))
+    same(two.d/'whole', two.d/'stopped')
+    assert two.keys['stopped'] == two.keys['whole']
+
+def test_resumed_with_another_number_of_processes(two, tmp_path):
+    shutil.copytree(two.d/'whole', tmp_path/'shrunk')
+    for step in (8, 9): shutil.rmtree(tmp_path/'shrunk'/'checkpoints'/f'step-000000{step}')
+    assert alone(tmp_path/'shrunk', keep=0, resume=True) == two.keys['whole'][4:]        # two, then one
+    assert two.came['grown'] == [[0], [0]] and two.keys['grown'] == two.keys['whole'][4:]  # one, then two
+    for run in (tmp_path/'shrunk', two.d/'grown'):
+        for file in FILES:
+            a, b = (read_tensors(newest(r)/file) for r in (run, two.d/'whole'))
+            for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=2e-5, msg=lambda m: f'{run.name} {k}: {m}')
+
+def test_a_nan_in_one_of_two_processes(two):
+    assert two.came['one_nan'] == [[0], [0]] and all(v.isfinite().all() for v in read_tensors(newest(two.d/'one_nan')/WEIGHTS).values())
+    for words, in two.came['nan']: assert 'not finite for 5 steps up to step 10' in words and 'the last good checkpoint stands' in words
+    assert newest(two.d/'nan').name == 'step-0000005'
+
+def test_two_processes_are_stopped_in_an_evaluation(two):
+    assert two.came['evaluating'] == [[signal.SIGTERM]] * 2 and two.seconds['evaluating'] < 20
+    assert saved(two.d/'evaluating') == [3]
+
+def test_a_full_disk_under_two_processes(two):
+    (first,), (second,) = two.came['full']
+    assert 'File too large' in first and 'could not write a checkpoint' in second
+    assert saved(two.d/'full') == [] and not left_aside(two.d/'full') and max(steps_of(two.d/'full')) < 30
+
+CLI = ['-m', 'rils_nb.train', *SMALL, '--steps', '100000', '--save_every', '10', '--workers', '1', '--processes', '2', '--out']
+
+def ranks(launcher): return [int(p) for p in Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()]
+def children(pid): return [int(p) for p in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize('what', ['stop', 'kill', 'loader'])
+def test_what_the_launcher_says(tmp_path, what):
+    "Two processes under torch.distributed.run: it is told to stop; process 1 is killed; a data loading process of process 1 is killed."
+    with open(tmp_path/'log', 'w') as f:
+        launcher = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', *CLI, str(tmp_path/'run')], stdout=f, stderr=f, env=ENV)
+    until(lambda: len(saved(tmp_path/'run')) == 2, 120)
+    second = next(p for p in ranks(launcher) if b'RANK=1' in Path(f'/proc/{p}/environ').read_bytes().split(b'\0'))
+    t = time.time()
+    if what == 'stop': launcher.terminate()
+    else: os.kill(second if what == 'kill' else children(second)[0], signal.SIGKILL)
+    code, seconds, said = launcher.wait(60), time.time() - t, (tmp_path/'log').read_text()
+    assert code == 1 and seconds < (20 if what == 'stop' else 40), said
+    lines = [line for line in said.splitlines() if line.startswith(('error: ', 'stopped by'))]
+    words = dict(stop=['continue with --resume'], kill=['another process of this run ended'], loader=['a data loading process died', 'another process of this run ended'])[what]
+    assert len(lines) <= len(words) and words[0] in ' '.join(lines), said
+    load(tmp_path/'run')
