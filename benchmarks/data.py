@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/data.py --memory       # resident memory of all processes over 200,000 samples of 32 px
 
 The shards hold crops of the two photographs that scikit-learn brings along, resized, mirrored at random, written at quality 90 (2.2 bits a pixel,
-as photographs have), with captions of 12 words. open_clip's pipeline is `open_clip_train.data.get_wds_dataset`
-with `image_transform`, as its trainer calls them, but with our range of crops. It normalises as it loads; ours gives uint8, which the model normalises
-on the device: `rils_nb normalised` counts that, too (on a CPU it is the same core's work, on a GPU it is nothing). The first batches of a turn, which
-fill open_clip's shuffle buffer and start workers, are not counted.
+as photographs have), with captions of 12 words. open_clip's pipeline is `open_clip_train.data.get_wds_dataset` with `image_transform`, as its
+trainer calls them, but with our range of crops. It normalises as it loads; ours gives uint8, which the model normalises on the device:
+`rils_nb normalised` counts that, too (on a CPU it is the same core's work, on a GPU it is nothing). The first batches of a turn, which fill
+open_clip's shuffle buffer and start workers, are not counted.
 """
 import argparse, importlib.util, io, json, logging, random, statistics, sys, tempfile, time
 from string import ascii_lowercase

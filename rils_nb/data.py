@@ -104,13 +104,13 @@ def clean_captions(texts):  # a caption or a list of them -> list of str
     if not out: raise error
     return out
 
-# %% ../nbs/02_data.ipynb #624a9eec
+# %% ../nbs/02_data.ipynb #6a956f8e
 _tokenizer = lru_cache(1)(partial(open_clip.get_tokenizer, 'ViT-B-32'))  # CLIP's byte pairs, 49,408 of them
 
 @lru_cache(2**14)
 def _tokens(text):
     tokenizer = _tokenizer()
-    if len(tokenizer.cache) > 2**15: tokenizer.cache = dict(islice(tokenizer.cache.items(), 2**14))  # it would keep every word for ever; the first are frequent
+    if len(tokenizer.cache) > 2**14: tokenizer.cache = dict(islice(tokenizer.cache.items(), 2**13))  # it would keep every word for ever; the first are frequent
     row = tokenizer([text])[0]
     return row[:int((row != 0).sum())].clone()  # a slice would keep all 77
 
@@ -507,7 +507,7 @@ def loader(
                       multiprocessing_context='fork' if config.workers and sys.platform == 'linux' else None,  # views are closures: not picklable
                       generator=torch.Generator())  # else each start of a loader would draw from the global generator
 
-# %% ../nbs/02_data.ipynb #7c97bf09
+# %% ../nbs/02_data.ipynb #6bdef6d2
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
@@ -534,8 +534,8 @@ def pack(
 def _members(source, i, resize, quality):  # suffix -> bytes
     if hasattr(source, 'raw'):
         data, suffix, texts, label, _ = source.raw(i)
-        if suffix.lower() not in IMAGES: suffix = f'.{Image.open(io.BytesIO(data)).format.lower()}'  # a long name was cut in the tar's header
         image, captions = decode_image(data), clean_captions(texts) if texts is not None else []
+        if suffix.lower() not in IMAGES: suffix = dict(PNG='.png', WEBP='.webp', GIF='.gif', BMP='.bmp').get(Image.open(io.BytesIO(data)).format, '.jpg')  # cut off a long name
     else:
         sample = source.read(i)
         image, captions, label = sample['image'], sample['captions'], sample.get('label')

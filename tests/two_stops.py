@@ -1,4 +1,4 @@
-"""What two processes do when one of them is told to stop, meets a NaN, or cannot write. Each case is a whole run; results go to a folder.
+"""What two processes do when one of them is told to stop, meets a NaN, lacks the data, or cannot write. Each case is a whole run; results go to a folder.
 
     python -m torch.distributed.run --nproc_per_node 2 tests/two_stops.py OUT
 """
@@ -44,7 +44,7 @@ def run(name, plans={}, **fields):
     "A run under OUT/name; what came of it is appended to OUT/RANK.json."
     Told.plans, Told.keys, t = plans, [], time.time()
     try: came = fit(replace(BASE, out=str(OUT/name), **fields))
-    except UserError as e: came = str(e)
+    except UserError as e: came = f'{type(e).__name__}: {e}'
     came = dict(run=name, came=came, seconds=time.time() - t, world=world()[1], rank=world()[0], keys=Told.keys)
     with open(OUT/f'{RANK}.jsonl', 'a') as f: f.write(json.dumps(came) + '\n')
 
@@ -61,6 +61,7 @@ if __name__ == '__main__':
     run('nan', {(1, s): 'nan' for s in range(5, 99)}, steps=30, save_every=1)
     threading.Thread(target=told_while_evaluating).start()
     run('evaluating', steps=3, eval_data='scenes:split=val,n=50', tasks='endless')
+    run('no_data', data='scenes:n=64' if RANK == 0 else 'scenes:n=none')
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20 if RANK == 0 else 2**30, resource.RLIM_INFINITY))
     run('full', steps=50)
     if RANK == 0: write_text(OUT/'done', '')
