@@ -169,8 +169,9 @@ def plot(figures, path):
     rows = figures['rows'][::-1]
     fig, ax = plt.subplots(figsize=(6, 0.3 * len(rows) + 0.9))
     ax.barh([r['name'] for r in rows], [r['ratio'] for r in rows], color=['#8a8a8a' if ' ' in r['name'] else '#3b6ea5' for r in rows])
-    for i, r in enumerate(rows): ax.text(r['ratio'] + 0.01, i, f'{r["ratio"]:.2f}   {r["peak_gb"]:.1f} GB', va='center', fontsize=8)
     ax.axvline(1, color='black', lw=0.8)
+    label = dict(va='center', fontsize=8, bbox=dict(fc='white', ec='none', pad=0.6))
+    for i, r in enumerate(rows): ax.text(r['ratio'] + 0.015, i, f'{r["ratio"]:.2f}   {r["peak_gb"]:.1f} GB', **label)
     ax.set_xlim(0, max(r['ratio'] for r in rows) * 1.22)
     ax.set_title(f'Time of a step against {figures["rows"][0]["name"]}, {figures["size"]}, {figures["precision"]}, batch {figures["batch"]}\n{figures["device"]}', fontsize=9)
     ax.spines[['top', 'right']].set_visible(False)

@@ -66,23 +66,26 @@ def matched(
     if ids is None: return best == positives(None, len(z_i), z_i.device)
     return gather(ids)[best] == ids
 
-# %% ../nbs/05_losses.ipynb #b7b81c6f
+# %% ../nbs/05_losses.ipynb #1869c67d
 class _LanguageKL(torch.autograd.Function):
     "Sum over rows of KL(p || q), with its gradients formed chunk by chunk in the forward pass."
     @staticmethod
-    def forward(ctx, g, f, z, tau_pred, tau_target):  # (R,E), (R,E), (G,E), all normalised
+    def forward(ctx, g, f, z, tau_pred, tau_target):  # (R,E), (R,E), (G,E) normalised
         total, grad_g = g.new_zeros(()), torch.empty_like(g)
         grad_z = torch.zeros_like(z) if ctx.needs_input_grad[2] else None
-        chunk = max(1, 2**22 // len(z))
+        chunk = max(1, (2**24 if g.is_cuda else 2**21) // len(z))     # enough rows to keep the device busy
         for a in range(0, len(g), chunk):
-            b = a + chunk
-            log_p = (f[a:b] @ z.T).div_(tau_target).log_softmax(-1)   # (r,G)
-            log_q = (g[a:b] @ z.T).div_(tau_pred).log_softmax(-1)
+            rows = slice(a, a + chunk)
+            size = g[rows].norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            u = g[rows] / size                                        # (r,E)
+            log_p = (F.normalize(f[rows], dim=-1) / tau_target @ z.T).log_softmax(-1)
+            log_q = (u / tau_pred @ z.T).log_softmax(-1)              # (r,G)
             p = log_p.exp()
-            total += (log_p.sub_(log_q)).mul_(p).sum()
-            slope = log_q.exp_().sub_(p).div_(tau_pred)               # d KL / d <g, z>
-            grad_g[a:b] = slope @ z
-            if grad_z is not None: grad_z.addmm_(slope.T, g[a:b])
+            total += log_p.sub_(log_q).mul_(p).sum()
+            slope = log_q.exp_().sub_(p)                              # tau_pred times d KL / d <u, z>
+            grad_u = slope @ z / tau_pred
+            grad_g[rows] = (grad_u - u * (u * grad_u).sum(-1, keepdim=True)) / size
+            if grad_z is not None: grad_z.addmm_(slope.T, u, alpha=1 / tau_pred)
         ctx.save_for_backward(grad_g, grad_z)
         return total
     @staticmethod
@@ -91,7 +94,7 @@ class _LanguageKL(torch.autograd.Function):
         grad_g, grad_z = ctx.saved_tensors
         return grad * grad_g, None, None if grad_z is None else grad * grad_z, None, None
 
-# %% ../nbs/05_losses.ipynb #eaadc676
+# %% ../nbs/05_losses.ipynb #7d487c61
 @_exact
 def language_kl(
     g,  # (R,E) projected predictions of masked patches
@@ -101,8 +104,7 @@ def language_kl(
     tau_target=0.04,  # temperature of the target p
 ):  # -> scalar
     "Sum of KL(p || q) over rows of patches; the target gets no gradient, the prototypes do if they ask for one."
-    unit = lambda x: F.normalize(x, dim=-1)
-    return _LanguageKL.apply(unit(g), unit(f.detach()), unit(z), tau_pred, tau_target)
+    return _LanguageKL.apply(g, f.detach(), F.normalize(z, dim=-1), tau_pred, tau_target)
 
 # %% ../nbs/05_losses.ipynb #2fed1d4e
 def global_mean(

@@ -94,7 +94,7 @@ class Stack:
         if self.compiled: f = _compiled(f)
         return checkpoint(f, *args, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else f(*args)
 
-# %% ../nbs/04_model.ipynb #0dd291d8
+# %% ../nbs/04_model.ipynb #430212ee
 class ImageEncoder(nn.Module, Stack):
     "timm's ViT with fixed positions; encodes a full image or its visible patches."
     def __init__(self,
@@ -121,7 +121,7 @@ class ImageEncoder(nn.Module, Stack):
 
     def normalise(self, image):  # (B,3,H,W) uint8 -> float
         "Pixels as the encoder wants them: ImageNet's mean 0 and deviation 1."
-        return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return (image.to(self.mean.dtype) / 255).sub_(self.mean).div_(self.std)
 
     def patches(self, image):  # (B,3,H,W) uint8 -> (B,N,D)
         "Patch embeddings with their positions."

@@ -93,9 +93,8 @@ def test_three_kills(nursery, tmp_path): kill_and_resume(nursery, tmp_path, SMAL
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize('every', [1, 2])
-def test_twenty_kills(nursery, tmp_path, every):
-    kill_and_resume(nursery, tmp_path, EXACT, kills=20, steps=150, every=every)
+@pytest.mark.parametrize('argv,steps,every', [(EXACT, 60, 1), (SMALL, 150, 2)], ids=['rils', 'mae'])
+def test_twenty_kills(nursery, tmp_path, argv, steps, every): kill_and_resume(nursery, tmp_path, argv, 20, steps, every)
 
 # A disk, a loader, data
 
