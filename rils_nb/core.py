@@ -174,7 +174,7 @@ def writing_folder(path):  # yields the folder to write into
             shutil.rmtree(aside, ignore_errors=True)
             raise
 
-# %% ../nbs/00_core.ipynb #a2fdd099
+# %% ../nbs/00_core.ipynb #a28f14ce
 def remove_folder(path):
     "Delete a folder; its name is gone in one step."
     path = Path(path)
@@ -182,17 +182,17 @@ def remove_folder(path):
     with writing(path): os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
-def sweep(folder):
+def sweep(folder):  # that nobody writes to now
     "Remove what killed processes left aside in a folder."
-    for p in Path(folder).glob('.*.aside'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() else p.unlink(missing_ok=True)
+    for p in Path(folder).glob('.*.aside'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #e91fb224
+# %% ../nbs/00_core.ipynb #e9129384
 SUMS = 'SHA256SUMS'
 
 def _sum(path):
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-def write_sums(folder):
+def write_sums(folder):  # in which all files are written
     "Write down the SHA-256 of all files of a folder."
     files = sorted(p for p in Path(folder).iterdir() if p.is_file())
     write_text(Path(folder)/SUMS, ''.join(f'{_sum(p)}  {p.name}\n' for p in files))

@@ -251,7 +251,7 @@ def read_tensors(path):  # a .safetensors file -> dict of tensors
     except FileNotFoundError: raise UserError(f'`{path}` does not exist')
     except (SafetensorError, OSError, ValueError) as e: raise UserError(f'`{path}` is damaged or no safetensors file ({e})')
 
-# %% ../nbs/06_methods.ipynb #01c93661
+# %% ../nbs/06_methods.ipynb #c3328c25
 def _fault(folder):  # what is wrong with a checkpoint, or ''
     try:
         with safe_open(folder/WEIGHTS, 'pt') as f: f.keys()
@@ -259,11 +259,6 @@ def _fault(folder):  # what is wrong with a checkpoint, or ''
     if not (folder/'config.json').exists(): return 'it has no config.json'
     wrong = wrong_sums(folder)
     return f'{", ".join(wrong)} changed since it was written, see {SUMS}' if wrong else ''
-
-def _passed_over(folder):  # say which checkpoint is damaged
-    fault = _fault(folder)
-    if fault: notice(f'passed over the damaged checkpoint `{folder}`: {fault}')
-    return bool(fault)
 
 def newest(run):  # run folder or checkpoint folder -> checkpoint folder
     "The newest checkpoint of a run that is whole; raises `UserError` where there is none."
@@ -273,8 +268,12 @@ def newest(run):  # run folder or checkpoint folder -> checkpoint folder
         if wrong := wrong_sums(run): raise UserError(f'`{run}` is damaged: {", ".join(wrong)} changed since it was written, see {SUMS}')
         return run
     found = sorted((run/'checkpoints').glob('step-*'), reverse=True)
-    good = next((f for f in found if not _passed_over(f)), None)
-    if good: return good
+    faults = {}
+    for folder in found:
+        if fault := _fault(folder): faults[folder] = fault
+        else:
+            for damaged, fault in faults.items(): notice(f'passed over the damaged checkpoint `{damaged}`: {fault}')
+            return folder
     pickles = [p.name for p in run.glob('*') if p.suffix in ('.pt', '.pth', '.bin', '.ckpt', '.pkl')] if run.is_dir() else []
     if pickles or run.suffix in ('.pt', '.pth', '.bin', '.ckpt', '.pkl'):
         raise UserError(f'`{run}` holds a pickled checkpoint, and unpickling runs code: convert it to {WEIGHTS} with safetensors where you trust it')

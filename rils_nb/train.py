@@ -463,7 +463,7 @@ def train(
         progress.bar.close()
         if config.workers: batches._shutdown_workers()  # an error would keep the iterator alive, and Python would wait for its processes forever
 
-# %% ../nbs/07_train.ipynb #0a01d620
+# %% ../nbs/07_train.ipynb #4ed73537
 def note_bad(
     bad,     # list of (kind, where)
     config,  # Config
@@ -477,7 +477,10 @@ def bad_kinds(config):  # -> str, e.g. '12 image, 3 caption'; empty where there 
     "How many samples of a run were damaged, by kind."
     return kinds((r['kind'], r['where']) for r in read_jsonl(Path(config.out)/'bad.jsonl'))
 
-def check_whole(source, config):
+def check_whole(
+    source, # training data, any reader
+    config, # Config
+):
     "Raise a `UserError` when too much was found incomplete as the data were opened."
     lost = len(source.bad) if hasattr(source, 'bad') else 0
     if lost > config.max_bad * (lost + len(source)) + 10: raise UserError(
