@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from rils_nb.core import read_jsonl, wrong_sums
 from rils_nb.data import open_source, pack
@@ -193,6 +194,7 @@ def alone(run, keep=4, **fields):
     "The run of two_stops.py by one process, with only the checkpoint of step `keep`; the samples of each step."
     import two_stops
     two_stops.Told.keys = []
+    AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier test of this process left
     assert fit(replace(two_stops.BASE, out=str(run), processes=1, **fields)) == 0
     for p in (run/'checkpoints').glob('step-*'):
         if keep and int(p.name[-7:]) != keep: shutil.rmtree(p)
