@@ -7,21 +7,20 @@ Docs: https://rils-nb.github.io/rils_nb/export.html.md"""
 # %% auto #0
 __all__ = ['TARGETS', 'to_open_clip', 'to_timm', 'rename_released', 'from_released', 'export', 'main']
 
-# %% ../nbs/08_export.ipynb #11298c3d
+# %% ../nbs/08_export.ipynb #db518307
 import argparse, json
 from pathlib import Path
 
 import timm
 import torch
 from open_clip.transformer import QuickGELU
-from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .config import Config
 from .core import Registry, UserError, command, write_text, writing_folder
-from .methods import load, make, read_tensors
+from .methods import load, make, read_tensors, write_tensors
 from .model import SIZES
 
-# %% ../nbs/08_export.ipynb #11c4a030
+# %% ../nbs/08_export.ipynb #1182ab45
 TARGETS = Registry('target')
 
 def _opened_with(method):  # the laptop's sizes are known to timm once this package has registered them
@@ -43,11 +42,11 @@ def to_open_clip(
     preprocess = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, interpolation='bicubic', resize_mode='shortest')
     model = dict(embed_dim=size.embed, vision_cfg=vision, text_cfg=text, custom_text=True, quick_gelu=quick)
     write_text(Path(folder)/'open_clip_config.json', json.dumps(dict(model_cfg=model, preprocess_cfg=preprocess), indent=1))
-    keep = {k: v.contiguous() for k, v in method.state_dict().items() if k.startswith(('visual.', 'text.', 'logit_scale'))}
-    save_file(keep, Path(folder)/'open_clip_model.safetensors')
+    keep = {k: v for k, v in method.state_dict().items() if k.startswith(('visual.', 'text.'))} | dict(logit_scale=method.logit_scale.squeeze())
+    write_tensors(keep, Path(folder)/'open_clip_model.safetensors')
     return _opened_with(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
-# %% ../nbs/08_export.ipynb #47ebb6a3
+# %% ../nbs/08_export.ipynb #a1d70dea
 @TARGETS.register('timm')
 def to_timm(
     method,  # Method
@@ -59,10 +58,10 @@ def to_timm(
                crop_pct=1.0, num_classes=0, first_conv='patch_embed.proj', classifier='head', license='')
     config = dict(architecture=SIZES[method.config.size].timm, num_classes=0, num_features=method.visual.width, model_args=args, pretrained_cfg=cfg)
     write_text(Path(folder)/'config.json', json.dumps(config, indent=1))
-    save_file({k: v.contiguous() for k, v in method.visual.trunk.state_dict().items()}, Path(folder)/'model.safetensors')
+    write_tensors(method.visual.trunk.state_dict(), Path(folder)/'model.safetensors')
     return _opened_with(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
 
-# %% ../nbs/08_export.ipynb #88f7cb4c
+# %% ../nbs/08_export.ipynb #1ee974eb
 _NAMES = {'visual.decoder_embed.': 'decoder.embed.', 'visual.mask_token': 'decoder.mask_token', 'visual.decoder_pos_embed': 'decoder.pos_embed',
           'visual.decoder_blocks.': 'decoder.blocks.', 'visual.decoder_norm.': 'decoder.norm.', 'visual.decoder_pred.': 'decoder.head.',
           'visual.': 'visual.trunk.', 'image_projection': 'visual.head.proj.weight', 'logit_scale': 'logit_scale', '': 'text.'}
@@ -77,7 +76,7 @@ def rename_released(tensors):  # state dict with the released names -> ours
         name = new + k.removeprefix(old)
         if k.endswith('q_bias'):
             name, v = name.replace('q_bias', 'qkv.bias'), torch.cat([v, torch.zeros_like(v), tensors[f'{k[:-6]}v_bias' if k in tensors else f'module.{k[:-6]}v_bias']])
-        ours[name] = v.T.contiguous() if k == 'image_projection' else v
+        ours[name] = v.T.contiguous() if k == 'image_projection' else v.reshape(1) if k == 'logit_scale' else v
     return ours
 
 # %% ../nbs/08_export.ipynb #6197d219

@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/methods.html.md"""
 __all__ = ['METHODS', 'WEIGHTS', 'EMA', 'Method', 'options', 'make', 'CLIP', 'Pixels', 'MAE', 'ramp', 'MAECLIP', 'RILS',
            'write_tensors', 'save', 'read_tensors', 'newest', 'load']
 
-# %% ../nbs/06_methods.ipynb #85b7f77d
+# %% ../nbs/06_methods.ipynb #74ef7ede
 import inspect, math
 from pathlib import Path
 
@@ -17,15 +17,16 @@ from fastcore.basics import patch
 from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from .config import from_json, parse_opts, to_json
 from .core import SUMS, Registry, UserError, gather, notice, write_text, wrong_sums
 from .losses import contrastive, global_mean, language_kl, matched, patchify, pixel_reconstruction
 from .masking import MASKINGS, Mask, n_visible, take
-from .model import SIZES, Decoder, ImageEncoder, Stack, TextEncoder
+from .model import SIZES, Decoder, ImageEncoder, Stack, TextBlock, TextEncoder
 
-# %% ../nbs/06_methods.ipynb #4042ee55
+# %% ../nbs/06_methods.ipynb #8724b4d8
 class Method(nn.Module):
     "A way of pre-training. Subclasses add what they train and define `forward`."
     views = ('image',)   # entries of the batch that `forward` needs
@@ -54,13 +55,17 @@ class Method(nn.Module):
         return self.visual.project(self.visual.encode(self.visual.patches(image))[:, 1:].mean(1))
     def after_step(self): "Called after each update of the weights."
 
+    @property
+    def _no_split_modules(self):  # what FSDP gathers and frees at once; Accelerate asks for this name
+        return sorted({type(m).__name__ for m in self.modules() if isinstance(m, (Block, TextBlock))})
+
     def in_parts(self,
         f,        # function of slices of `tensors`; returns a tuple of tensors, each over the batch
         *tensors, # each (B,...)
     ):  # -> tuple of tensors over the whole batch
         "Apply `f` to `accum` slices of the batch, one after another; each is computed again in the backward pass, so only one is in memory."
         if self.config.accum == 1: return f(*tensors)
-        slices = zip(*(t.split(math.ceil(len(t) / self.config.accum)) for t in tensors))
+        slices = zip(*(t.tensor_split(min(self.config.accum, len(t))) for t in tensors))
         return tuple(map(torch.cat, zip(*(checkpoint(f, *s, use_reentrant=False) for s in slices))))
 
 # %% ../nbs/06_methods.ipynb #f85c4174
@@ -81,7 +86,7 @@ def make(config):  # -> Method
         if isinstance(m, Stack): m.compiled, m.recompute = config.compile, config.checkpointing
     return method
 
-# %% ../nbs/06_methods.ipynb #70419460
+# %% ../nbs/06_methods.ipynb #990d31f8
 @METHODS.register('clip')
 class CLIP(Method):
     "Contrastive language-image pre-training (Radford et al.)."
@@ -91,7 +96,7 @@ class CLIP(Method):
         super().__init__(config, embed=size.embed)
         self.text = TextEncoder(width=size.text_width, heads=size.text_heads, layers=size.text_depth, output_dim=size.embed,
                                 act_layer=QuickGELU if quick_gelu else nn.GELU)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # FSDP shards no scalars
 
     def encode_text(self, tokens):  # (B,L) int64 -> (B,E)
         "One projected feature for each caption."
@@ -107,7 +112,7 @@ class CLIP(Method):
 
     def parts(self, loss, hit, **more):  # what `forward` returns
         "Named parts of a loss."
-        return dict(loss=loss, **more, matched=hit.float().mean(), logit_scale=self.logit_scale.exp().detach())
+        return dict(loss=loss, **more, matched=hit.float().mean(), logit_scale=self.logit_scale.exp().detach().squeeze())
 
     def forward(self, batch):
         z_i, z_t = self.in_parts(self.towers, batch['image'], batch['tokens'])
@@ -205,7 +210,7 @@ class RILS(CLIP):
         loss = self.weights[0] * contra + ramp(self.weights[1], self.recon_ramp, batch.get('progress', 1.)) * recon
         return self.parts(loss, hit, contrastive=contra.detach(), reconstruction=recon.detach())
 
-# %% ../nbs/06_methods.ipynb #de1d5785
+# %% ../nbs/06_methods.ipynb #339116bb
 @patch
 def reconstruct(self:RILS,
     image, # (B,3,H,W) uint8
@@ -216,15 +221,15 @@ def reconstruct(self:RILS,
 ):  # -> scalar
     "Reconstruction in language space of the matched images (Eq. 7-9), averaged over all processes."
     rows = hit.nonzero()[:, 0]
-    weight = 1. if len(rows) else 0.
-    if not len(rows): rows = rows.new_zeros(1)
+    n = len(rows)
+    rows = torch.cat([rows, rows.new_zeros(max(0, self.config.accum - n))])  # too few: the first image fills up, each in a part of its own
     mask, z = mask[rows], gather(z_t if self.prototype_grad else z_t.detach())                # (G,E)
     def kl(image, f, visible, hidden):  # of some of the images -> (1,)
         g = self.decoder(self.visual.encode(self.visual.patches(image), visible), Mask(visible, hidden))
         g, target = self.visual.project(g), self.visual.project(f).detach()                   # (b,M,E)
         return (language_kl(g.flatten(0, 1), target.flatten(0, 1), z, self.tau_pred, self.tau_target)[None],)
-    total = self.in_parts(kl, image[rows], f[rows], mask.visible, mask.hidden)[0].sum()
-    return global_mean(weight * total, weight * mask.hidden.numel())
+    total = self.in_parts(kl, image[rows], f[rows], mask.visible, mask.hidden)[0][:n].sum()   # without what was filled up
+    return global_mean(total, n * mask.hidden.shape[1])
 
 # %% ../nbs/06_methods.ipynb #fbaa9e13
 WEIGHTS, EMA = 'model.safetensors', 'ema.safetensors'

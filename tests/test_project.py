@@ -108,6 +108,15 @@ def test_readme_and_sidebar_are_in_step():
     assert (ROOT/'README.md').read_text(encoding='utf-8') == pages.readme(read_nb(ROOT/'nbs'/'index.ipynb')), 'run: python tests/pages.py'
     assert (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8') == pages.sidebar(ROOT/'nbs'), 'run: python tests/pages.py'
 
+def test_cells_that_print_hold_what_they_printed():
+    "The site shows what stands in the notebooks; it runs nothing."
+    def prints(cell):
+        top = [n for n in ast.parse(cell.source).body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))] if cell.source[:1] not in '!%' else []
+        return any(isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'print' for t in top for n in ast.walk(t))
+    silent = [f'{name_of(p)}: {c.source[:60]!r}' for p in NOTEBOOKS for c in read_nb(p).cells if c.cell_type == 'code'
+              and not c.directive('hide') and not c.directive('export') and prints(c) and not c.outputs]
+    assert not silent, 'run nbdev-test --save on:\n' + '\n'.join(silent)
+
 def test_readme_links_lead_somewhere():
     links = re.findall(r'(?:\]\(|(?:src|href)=")(?![a-z]+:|#)([^)"#\s]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
     assert not [p for p in links if not (ROOT/p).exists()]

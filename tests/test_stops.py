@@ -217,6 +217,20 @@ def test_resumed_with_another_number_of_processes(two, tmp_path):
             a, b = (read_tensors(newest(r)/file) for r in (run, two.d/'whole'))
             for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=2e-5, msg=lambda m: f'{run.name} {k}: {m}')
 
+def test_weights_in_shards(two):
+    "FSDP: told to stop, evaluated, resumed; its checkpoints are those of DDP."
+    assert two.came['sharded'] == [[signal.SIGTERM, signal.SIGTERM, 0]] * 2 and two.keys['sharded'] == two.keys['whole']
+    sums = {r['step']: r['metrics']['sum'] for r in read_jsonl(two.d/'sharded'/'results.jsonl')}
+    assert list(sums) == [3, 4, 5, 6]                                                    # step 3 was made up for; none after step 6 was asked for
+    assert sums[4] == pytest.approx(float(sum(v.double().abs().sum() for v in read_tensors(two.d/'whole'/'checkpoints'/'step-0000004'/EMA).values())), rel=1e-6)
+    best = max(sums, key=sums.get)
+    assert newest(two.d/'sharded'/'checkpoints'/'best').name == f'step-{best:07}'
+    for a, b in (('sharded', 'whole'), ('clipped_in_shards', 'clipped')):
+        for file in FILES:
+            x, y = (read_tensors(newest(two.d/r)/file) for r in (a, b))
+            assert x.keys() == y.keys()
+            for k in x: torch.testing.assert_close(x[k], y[k], rtol=0, atol=2e-6, msg=lambda m: f'{a} {file} {k}: {m}')
+
 def test_a_nan_in_one_of_two_processes(two):
     assert two.came['one_nan'] == [[0], [0]] and all(v.isfinite().all() for v in read_tensors(newest(two.d/'one_nan')/WEIGHTS).values())
     for words, in two.came['nan']: assert 'not finite for 5 steps up to step 10' in words and 'the last good checkpoint stands' in words

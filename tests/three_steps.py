@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from rils_nb.config import Config
 from rils_nb.core import key, world
 from rils_nb.methods import METHODS, RILS, make
-from rils_nb.train import optimizer_of
+from rils_nb.train import gathered, optimizer_of
 
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
 RUNS = dict(clip='', mae=PIXELS, mae_clip=PIXELS, rils='', rils_one_sided='', rils_none_matched='', rils_prototypes='prototype_grad=true')
-RUNS |= {f'{run}_accum': RUNS[run] for run in RUNS if run not in ('rils_one_sided', 'rils_none_matched')}
+RUNS |= {f'{run}_accum': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_prototypes')}
+RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum')}
 HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image
 
 class Given(RILS):
@@ -34,14 +36,22 @@ def batch_of(step):
     return dict(image=torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=g), tokens=tokens,
                 ids=torch.tensor([0, 1, 2, 3, 4, 1, 6, 7]), keys=torch.tensor([key(0, step, i) for i in range(8)]))
 
+def distribute(method, fsdp):
+    "A method for several processes, as Accelerate does it."
+    if not fsdp: return DistributedDataParallel(method)
+    for m in method.modules():
+        if type(m).__name__ in method._no_split_modules: fully_shard(m)
+    return fully_shard(method)
+
 def three_steps(run):  # -> dict of tensors
     "Train a method for three steps in float64; everything that two process counts must agree on."
     rank, n = world()
     mine = slice(rank * 8 // n, (rank + 1) * 8 // n)
-    name, accum = run.removesuffix('_accum'), 2 if run.endswith('_accum') and n > 1 else 1  # two processes in parts against one in one piece
-    method = make(Config(method='given' if run in HITS else name.removesuffix('_prototypes'), opts=RUNS[run], batch=8, weight_decay=0.5, accum=accum)).double()
-    if run in HITS: method.hit = torch.tensor(HITS[run], dtype=bool)[mine]
-    model = DistributedDataParallel(method) if n > 1 else method
+    name = run.removesuffix('_fsdp').removesuffix('_accum')
+    accum = 2 if '_accum' in run and n > 1 else 1                                           # two processes in parts against one in one piece
+    method = make(Config(method='given' if name in HITS else name.removesuffix('_prototypes'), opts=RUNS[run], batch=8, weight_decay=0.5, accum=accum)).double()
+    if name in HITS: method.hit = torch.tensor(HITS[name], dtype=bool)[mine]
+    model = distribute(method, run.endswith('_fsdp')) if n > 1 else method
     optimizer, kept = optimizer_of(method, method.config), {}
     for step in range(3):
         loss = model({k: v[mine] for k, v in batch_of(step).items()})['loss']
@@ -49,11 +59,11 @@ def three_steps(run):  # -> dict of tensors
         total = loss.detach().clone()
         if n > 1: dist.all_reduce(total)
         kept[f'loss/{step}'] = total / n
-        if step == 0: kept |= {f'grad/{k}': p.grad.clone() for k, p in method.named_parameters() if p.requires_grad}
+        if step == 0: kept |= gathered({f'grad/{k}': p.grad for k, p in method.named_parameters() if p.requires_grad}, True)
         optimizer.step()
         optimizer.zero_grad()
         method.after_step()
-    return kept | {f'weight/{k}': v.clone() for k, v in method.state_dict().items()} | dict(world=torch.tensor(n))
+    return kept | gathered({f'weight/{k}': v for k, v in method.state_dict().items()}, True) | dict(world=torch.tensor(n))
 
 if __name__ == '__main__':
     torch.set_num_threads(1)

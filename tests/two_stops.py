@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from rils_nb import train
 from rils_nb.config import Config
 from rils_nb.core import UserError, world, write_text
 from rils_nb.evals import harness
 from rils_nb.methods import METHODS, MAE
-from rils_nb.train import fit
 
 RANK, OUT = int(os.environ.get('RANK', 0)), Path(sys.argv[1]) if __name__ == '__main__' else None
 BASE = Config(method='told', opts='decoder_width=32,decoder_depth=1,decoder_heads=2', data='scenes:n=64', eval_data='', tasks='', batch=16, steps=9,
@@ -40,10 +42,23 @@ def told_while_evaluating():
     while not (OUT/'evaluating.now').exists(): time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGTERM)
 
+@harness.task('weights')
+def weights(model, config, source): return dict(sum=float(sum(p.double().abs().sum() for p in model.parameters())), n=1)
+
+class Sharded(Accelerator):
+    "What Accelerate does on GPUs whose config says FSDP2; on CPUs it would not."
+    def __init__(self, **kwargs):
+        AcceleratorState._reset_state()
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy='transformer_based_wrap')
+        super().__init__(**kwargs, fsdp_plugin=plugin)
+        self.state.distributed_type, self.state.fsdp_plugin = DistributedType.FSDP, plugin
+        assert self.is_fsdp2
+    def end_training(self): AcceleratorState._reset_state()
+
 def run(name, plans={}, **fields):
     "A run under OUT/name; what came of it is appended to OUT/RANK.json."
     Told.plans, Told.keys, t = plans, [], time.time()
-    try: came = fit(replace(BASE, out=str(OUT/name), **fields))
+    try: came = train.fit(replace(BASE, out=str(OUT/name), **fields))
     except UserError as e: came = f'{type(e).__name__}: {e}'
     came = dict(run=name, came=came, seconds=time.time() - t, world=world()[1], rank=world()[0], keys=Told.keys)
     with open(OUT/f'{RANK}.jsonl', 'a') as f: f.write(json.dumps(came) + '\n')
@@ -61,6 +76,13 @@ if __name__ == '__main__':
     run('nan', {(1, s): 'nan' for s in range(5, 99)}, steps=30, save_every=1)
     threading.Thread(target=told_while_evaluating).start()
     run('evaluating', steps=3, eval_data='scenes:split=val,n=50', tasks='endless')
+    train.Accelerator = Sharded
+    run('sharded', {(1, 2): TERM})
+    run('sharded', {(0, 6): TERM}, resume=True, eval_data='scenes:split=val,n=50', tasks='weights', eval_every=1, best='weights/sum')
+    run('sharded', resume=True)
+    run('clipped_in_shards', clip_grad=0.1, checkpointing=True, accum=2)
+    train.Accelerator = Accelerator
+    run('clipped', clip_grad=0.1)
     run('no_data', data='scenes:n=64' if RANK == 0 else 'scenes:n=none')
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20 if RANK == 0 else 2**30, resource.RLIM_INFINITY))
     run('full', steps=50)
