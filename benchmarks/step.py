@@ -7,13 +7,14 @@
 Each contestant runs in a process of its own, as its users run it, and in turns: a round gives each one a process, a step that does not count and
 `--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to the first contestant. Captions have 12 to 20 tokens;
 open_clip and the checkouts compute all 77, as their training does. Contestants: `open_clip clip`; our methods `clip`, `mae`, `mae_clip`, `rils`;
-`rils@0.5` with half of its images matched; `NAME MODEL` from a checkout. Endings: `+compile`; `+memory`, which gives the C library the setting
-that our trainer makes on CPUs, to see what that alone is worth. MFU is the share of what one large matrix product reaches in the same process.
+`rils@0.5` with half of its images matched; `NAME MODEL` from a checkout. Endings: `+compile`; `+settings`, which gives a contestant what our
+trainer sets for the process on CPUs (freed memory is kept; plain attention in bf16), to see what that alone is worth. MFU is the share of what
+one large matrix product reaches in the same process.
 """
 import argparse, contextlib, importlib, json, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
 
-NAMES = 'open_clip clip,open_clip clip+memory,clip,rils@0.1,rils@0.5,rils@1.0,mae,mae_clip'
+NAMES = 'open_clip clip,open_clip clip+settings,clip,rils@0.1,rils@0.5,rils@1.0,mae,mae_clip'
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--batch', type=int, default=8, help='images in a step')
 parser.add_argument('--rounds', type=int, default=3, help='rounds of turns')
@@ -72,7 +73,7 @@ def from_open_clip(name):
     return others(name, lambda m, image, tokens: loss(**m(image, tokens)), open_clip.create_model(args.size, output_dict=True))
 
 def from_checkout(name):
-    import numpy
+    import numpy, timm.models.registry  # a name of older timm, which is still there but asks to be imported
     repo, model = name.removesuffix('+compile').split(' ')
     paths = dict(c.split('=', 1) for c in args.checkout)
     if repo not in paths: sys.exit(f'error: `{name}` needs --checkout {repo}=PATH')
@@ -89,10 +90,11 @@ def turn(name):
     from rils_nb.core import key
     from rils_nb.train import hold_memory, optimizer_of
     from torch.utils.flop_counter import FlopCounterMode
-    name, memory = name.removesuffix('+memory'), name.endswith('+memory')
     foreign = ' ' in name
-    if args.device == 'cpu' and (memory or not foreign): hold_memory()
-    if args.device == 'cpu' and args.precision == 'bf16' and not foreign: torch.backends.cuda.enable_flash_sdp(False)  # as our trainer does
+    if args.device == 'cpu' and (name.endswith('+settings') or not foreign):
+        hold_memory()
+        if args.precision == 'bf16': torch.backends.cuda.enable_flash_sdp(False)
+    name = name.removesuffix('+settings')
     torch.manual_seed(0)
     torch.set_float32_matmul_precision('high')
     lengths = torch.randint(12, 21, (args.batch,))

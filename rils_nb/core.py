@@ -7,10 +7,10 @@ Docs: https://rils-nb.github.io/rils_nb/core.html.md"""
 # %% auto #0
 __all__ = ['SUMS', 'UserError', 'LocalError', 'notice', 'command', 'nearest', 'Registry', 'key', 'noise', 'seeded', 'world',
            'all_sum', 'gather', 'writing', 'write_text', 'writing_folder', 'remove_folder', 'sweep', 'write_sums',
-           'wrong_sums', 'append_jsonl', 'read_jsonl']
+           'wrong_sums', 'only_one', 'append_jsonl', 'read_jsonl']
 
-# %% ../nbs/00_core.ipynb #0a745933
-import difflib, errno, hashlib, json, os, shutil, sys, tempfile
+# %% ../nbs/00_core.ipynb #0971f415
+import difflib, errno, fcntl, hashlib, json, os, shutil, socket, sys, tempfile
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -205,7 +205,25 @@ def wrong_sums(folder):  # -> list of names, empty where there are no sums
     wrong = [name for digest, _, name in rows if not (folder/name).is_file() or _sum(folder/name) != digest]
     return wrong if rows and all(name for _, _, name in rows) else [SUMS]
 
-# %% ../nbs/00_core.ipynb #62eb6aeb
+# %% ../nbs/00_core.ipynb #06c68b80
+@contextmanager
+def only_one(path):  # file, which is gone afterwards
+    "Within this block, no other process may be in it for the same file: that one gets a `UserError`."
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a+')
+    with file:
+        try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            file.seek(0)
+            if e.errno in (errno.EACCES, errno.EAGAIN): raise UserError(f'{file.read().strip() or "another process"} is working in `{path.parent}`: wait for its end, or stop it')
+        file.truncate(0)
+        print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
+        try: yield
+        finally: path.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #dbf5d914
 def append_jsonl(path, record):  # record: a dict of what JSON knows
     "Append one JSON line."
     with writing(path):
@@ -221,5 +239,5 @@ def read_jsonl(path):  # -> list of dicts
     def parse(line):
         try: return json.loads(line)
         except ValueError: return None
-    lines = Path(path).read_text(encoding='utf-8').splitlines() if Path(path).exists() else []
+    lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines() if Path(path).exists() else []
     return [r for r in map(parse, lines) if isinstance(r, dict)]

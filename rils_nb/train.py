@@ -11,9 +11,9 @@ __all__ = ['BAD_STEPS', 'DIED', 'HUNG_UP', 'decays', 'optimizer_of', 'lr_at', 'h
            'train', 'to_evaluate', 'note_bad', 'bad_kinds', 'check_whole', 'length', 'parameters', 'describe',
            'evaluate', 'check_best', 'look', 'fit', 'finish', 'main']
 
-# %% ../nbs/07_train.ipynb #4f32c66d
+# %% ../nbs/07_train.ipynb #e99c7db5
 import ctypes, dataclasses, importlib.util, json, math, os, signal, sys, threading, time, warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm.auto import tqdm
 from .config import Config, differences, from_json, parse, to_json
-from .core import (LocalError, UserError, all_sum, append_jsonl, command, key, nearest, notice, read_jsonl, remove_folder, sweep, world, write_sums,
+from .core import (LocalError, UserError, all_sum, append_jsonl, command, key, nearest, notice, only_one, read_jsonl, remove_folder, sweep, world, write_sums,
                           write_text, writing, writing_folder)
 from .data import kinds, loader, open_source
 from .evals import harness, pictures
@@ -628,7 +628,7 @@ def look(
     if told[1]: save(step, {config.best: results.get(config.best)})
     return stop.agreed(told[0])
 
-# %% ../nbs/07_train.ipynb #2e6433a8
+# %% ../nbs/07_train.ipynb #8f28e375
 def fit(config):  # -> 0, or the number of the signal that stopped the run
     "Train as the config says; everything that comes of it is in the run folder."
     resume_from = claim(config)
@@ -641,13 +641,17 @@ def fit(config):  # -> 0, or the number of the signal that stopped the run
         tasks = harness.choose(method, eval_source, None if config.tasks == 'auto' else config.tasks) if eval_source else []
         check_best(method, config, eval_source, tasks)
     steps, out = length(config, source), Path(config.out)
-    if acc.is_main_process:
-        if config.resume: tidy(out, resume_from)
-        describe(method, config, acc, source, steps)
-        write_text(out/'config.json', to_json(config))
-        if resume_from: print(f'resuming from {resume_from}\n')
-    acc.init_trackers('rils_nb', config=dataclasses.asdict(config))
-    with Stop() as stop, in_words():
+    with ExitStack() as alone, Stop() as stop, in_words():
+        with together(acc):
+            if acc.is_main_process:
+                alone.enter_context(only_one(out/'running'))
+                if claim(config) != resume_from: raise UserError(f'`{out}` changed while this run began: another one was in it; begin again')
+        if acc.is_main_process:
+            if config.resume: tidy(out, resume_from)
+            describe(method, config, acc, source, steps)
+            write_text(out/'config.json', to_json(config))
+            if resume_from: print(f'resuming from {resume_from}\n')
+        acc.init_trackers('rils_nb', config=dataclasses.asdict(config))
         each = partial(look, acc, config, eval_source, tasks, steps, stop)
         stopped = train(method, source, acc, config, steps, stop, resume_from, each)
         if not stopped and acc.is_main_process: stop.interruptible(partial(finish, config, eval_source, acc.device))
