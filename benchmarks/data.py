@@ -111,9 +111,9 @@ def memory(folder):
         config, held = Config(data=pattern, image_size=32, crop=args.crop, batch=batch, workers=workers), []
         for step, _ in enumerate(data.loader(config, source, ('image', 'tokens'), steps=200_000 // batch), 1):
             if step * batch % 20_000 == 0: held.append([p.memory_info().rss / 2**20 for p in (psutil.Process(), *psutil.Process().children())])
-        growth = [last - first for first, last in zip(held[0], held[-1])]
-        rows.append(dict(name=f'{workers} workers', megabytes=held, growth=growth))
-        print(f'{workers} workers: {", ".join(f"{m:.0f}" for m in held[0])} MB at sample 20,000, growth to sample 200,000: {", ".join(f"{g:+.1f}" for g in growth)} MB')
+        rows.append(dict(name=f'{workers} workers', megabytes=held))
+        at = lambda i: ' + '.join(f'{m:.1f}' for m in held[i])
+        print(f'{workers} workers: {at(0)} MB at sample 20,000, {at(2)} at 60,000 (caches are full), {at(-1)} at 200,000')
     return rows
 
 if __name__ == '__main__':

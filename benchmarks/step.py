@@ -3,6 +3,8 @@
     python benchmarks/step.py                                              # ViT-B/16, batch 8, float32, this machine's CPU
     python benchmarks/step.py --device cuda --precision bf16 --batch 256 --rounds 3 --steps 20
     python benchmarks/step.py --only 'open_clip clip,SLIP CLIP_VITB16' --checkout SLIP=../SLIP
+    python benchmarks/step.py --only clip,rils@1.0 --device cuda --precision bf16 --largest     # the largest batch that fits
+    python benchmarks/step.py --only rils@0.5 --device cuda --precision bf16 --batch 256 --profile
 
 Each contestant runs in a process of its own, as its users run it, and in turns: a round gives each one a process, a step that does not count and
 `--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to the first contestant. Captions have 12 to 20 tokens;
@@ -14,7 +16,7 @@ one large matrix product reaches in the same process.
 import argparse, contextlib, importlib, json, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
 
-NAMES = 'open_clip clip,open_clip clip+settings,clip,rils@0.1,rils@0.5,rils@1.0,mae,mae_clip'
+NAMES = 'open_clip clip,open_clip clip+settings,clip,rils@0.1,rils@0.5,rils@0.5+compile,rils@1.0,mae,mae_clip'
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--batch', type=int, default=8, help='images in a step')
 parser.add_argument('--rounds', type=int, default=3, help='rounds of turns')
@@ -24,6 +26,8 @@ parser.add_argument('--precision', default='float32', choices=('float32', 'bf16'
 parser.add_argument('--size', default='ViT-B-16', help='encoder size; open_clip must know a model of this name')
 parser.add_argument('--accum', type=int, default=1, help='parts of a batch, for our methods')
 parser.add_argument('--checkpointing', action='store_true', help='recompute activations, in our methods')
+parser.add_argument('--largest', action='store_true', help='instead: the largest batch of each contestant that does not run out of memory, from --batch on')
+parser.add_argument('--profile', action='store_true', help='instead: the operations that a step of each contestant spends its time in')
 parser.add_argument('--only', default=NAMES, help=f'contestants, the first is the reference (default: {NAMES})')
 parser.add_argument('--checkout', action='append', default=[], metavar='NAME=PATH', help='a repository with `models.py` and `get_loss`, as SLIP and RILS have them')
 parser.add_argument('--out', help='write the figures to this JSON file, and a picture beside it')
@@ -119,6 +123,10 @@ def turn(name):
     for _ in range(1 + 2 * (args.device == 'cuda')): step()
     seconds = [step() for _ in range(args.steps)]
     peak = torch.cuda.max_memory_allocated() if args.device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if args.profile:
+        with torch.profiler.profile() as profile: step()
+        by = f'self_{args.device}_time_total'.replace('cuda', 'device')
+        print(f'{name}\n{profile.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=40)}', file=sys.stderr)
     flops = None
     if args.count and not name.endswith('+compile'):
         with FlopCounterMode(display=False) as counter: step()
@@ -136,14 +144,34 @@ def turn(name):
 
 # All turns
 
+def start(name, *more):
+    "A turn in a process of its own."
+    return subprocess.run([sys.executable, __file__, *sys.argv[1:], '--turn', name, *more], capture_output=True, text=True)
+
+def fails(name, run): sys.exit(f'\nerror: `{name}` does not run:\n{run.stderr[-2000:]}')
+
+def largest(name):
+    "The largest batch that fits: doubled until one does not, then to within a sixteenth."
+    def fits(batch):
+        print(f'\r{name}: batch {batch:<10}', end='', file=sys.stderr, flush=True)
+        run = start(name, '--batch', str(batch), '--steps', '1')
+        if run.returncode not in (0, -9) and not any(w in run.stderr for w in ('out of memory', "can't allocate memory", 'MemoryError')): fails(name, run)
+        return not run.returncode and json.loads(run.stdout.splitlines()[-1])
+    best, step, came = 0, args.batch, None
+    while now := fits(best + step): best, step, came = best + step, best + step, now
+    if not best: return f'{name}: a batch of {args.batch} does not fit'
+    while (step := step // 2) * 16 >= best:
+        if now := fits(best + step): best, came = best + step, now
+    return f'{name}: batch {best}, peak {came["peak"] / 1e9:.1f} GB, {best / came["seconds"][0]:.1f} images/s in one step'
+
 def compare():
     "Let the contestants take turns; the figures."
     names, turns = args.only.split(','), {}
     for r in range(args.rounds):
         for name in names:
             print(f'\rround {r + 1}/{args.rounds}: {name:40}', end='', file=sys.stderr, flush=True)
-            run = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--turn', name] + ['--count'] * (r == 0), capture_output=True, text=True)
-            if run.returncode: sys.exit(f'\nerror: `{name}` does not run:\n{run.stderr[-2000:]}')
+            run = start(name, *['--count'] * (r == 0))
+            if run.returncode: fails(name, run)
             turns.setdefault(name, []).append(json.loads(run.stdout.splitlines()[-1]))
     print('\r' + ' ' * 70 + '\r', end='', file=sys.stderr)
     rows = []
@@ -181,6 +209,10 @@ def plot(figures, path):
 
 if args.turn: print(json.dumps(turn(args.turn)))
 elif args.plot: plot(json.loads(Path(args.plot).read_text()), Path(args.plot).with_suffix('.png'))
+elif args.largest:
+    for name in args.only.split(','): print('\r' + largest(name))
+elif args.profile:
+    for name in args.only.split(','): print(start(name).stderr)
 else:
     figures = compare()
     print(*table(figures), sep='\n')
