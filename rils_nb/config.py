@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fastcore.docments import docments
 from .core import Registry, UserError, nearest
 
-# %% ../nbs/01_config.ipynb #f9414d54
+# %% ../nbs/01_config.ipynb #642e54ec
 @dataclass(frozen=True)
 class Config:
     "Everything that determines a run."
@@ -66,7 +66,7 @@ class Config:
     eval_every:int=0          # steps between evaluations; 0 = only at the end
     tasks:str='auto'          # evaluations, by name; auto = all that model and data allow, empty = none
     eval_data:str='scenes:split=val' # data of the evaluations
-    eval_samples:int=2000     # at most so many samples are evaluated
+    eval_samples:int=2000     # at most so many samples are evaluated; 0 = all
     track:str=''              # experiment trackers: tensorboard, wandb
 
     def __post_init__(self): check(self)
@@ -76,7 +76,7 @@ def field_help():  # -> dict: field name -> its comment
     "The comment of each `Config` field."
     return {k: v for k, v in docments(Config).items() if k != 'return'}
 
-# %% ../nbs/01_config.ipynb #6a2ef98c
+# %% ../nbs/01_config.ipynb #5f310801
 _positive = ('must be above 0', lambda v: v > 0)
 _at_least_0 = ('must be 0 or more', lambda v: v >= 0)
 _below_1 = ('must be at least 0 and below 1', lambda v: 0 <= v < 1)
@@ -85,7 +85,7 @@ RULES = dict(
     image_size=_positive, mask_ratio=_below_1, crop=('must be above 0 and at most 1', lambda v: 0 < v <= 1), workers=_at_least_0, max_bad=_share,
     batch=_positive, epochs=_at_least_0, steps=_at_least_0, lr=_positive, min_lr=_at_least_0, warmup=_below_1, weight_decay=_at_least_0,
     beta1=_below_1, beta2=_below_1, eps=_positive, clip_grad=_at_least_0, processes=_at_least_0, log_every=_positive, save_every=_positive,
-    keep=_positive, accum=_positive, ema=_below_1, eval_every=_at_least_0, eval_samples=_positive,
+    keep=_positive, accum=_positive, ema=_below_1, eval_every=_at_least_0, eval_samples=_at_least_0,
     precision=('must be auto, bf16 or float32', lambda v: v in ('auto', 'bf16', 'float32')),
     reduce=('must be float32 or bf16', lambda v: v in ('float32', 'bf16')))
 

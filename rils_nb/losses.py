@@ -106,13 +106,13 @@ def language_kl(
     "Sum of KL(p || q) over rows of patches; the target gets no gradient, the prototypes do if they ask for one."
     return _LanguageKL.apply(g, f.detach(), F.normalize(z, dim=-1), tau_pred, tau_target)
 
-# %% ../nbs/05_losses.ipynb #2fed1d4e
+# %% ../nbs/05_losses.ipynb #73c5553c
 def global_mean(
     total,  # scalar, sum over this process's rows
     rows,   # how many rows that is, int or tensor
 ):  # -> scalar
     "This process's share of a mean over the rows of all processes: the average over processes is the mean; 0 without rows."
-    n = all_sum(torch.as_tensor(rows, device=total.device, dtype=total.dtype).clone())
+    n = all_sum(rows.to(total.dtype, copy=True) if torch.is_tensor(rows) else total.new_full((), rows))  # a number is not copied to a GPU, which would wait
     return total * world()[1] / n.clamp(min=1)
 
 def language_reconstruction(

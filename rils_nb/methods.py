@@ -26,7 +26,7 @@ from .losses import contrastive, global_mean, language_kl, matched, patchify, pi
 from .masking import MASKINGS, Mask, n_visible, take
 from .model import SIZES, Decoder, ImageEncoder, Stack, TextBlock, TextEncoder
 
-# %% ../nbs/06_methods.ipynb #8724b4d8
+# %% ../nbs/06_methods.ipynb #3c36d12e
 class Method(nn.Module):
     "A way of pre-training. Subclasses add what they train and define `forward`."
     views = ('image',)   # entries of the batch that `forward` needs
@@ -62,9 +62,10 @@ class Method(nn.Module):
     def in_parts(self,
         f,        # function of slices of `tensors`; returns a tuple of tensors, each over the batch
         *tensors, # each (B,...)
+        **whole,  # further arguments of `f`, which hold for the whole batch alone: left out where it is cut
     ):  # -> tuple of tensors over the whole batch
         "Apply `f` to `accum` slices of the batch, one after another; each is computed again in the backward pass, so only one is in memory."
-        if self.config.accum == 1: return f(*tensors)
+        if self.config.accum == 1: return f(*tensors, **whole)
         slices = zip(*(t.tensor_split(min(self.config.accum, len(t))) for t in tensors))
         return tuple(map(torch.cat, zip(*(checkpoint(f, *s, use_reentrant=False) for s in slices))))
 
@@ -86,7 +87,7 @@ def make(config):  # -> Method
         if isinstance(m, Stack): m.compiled, m.recompute = config.compile, config.checkpointing
     return method
 
-# %% ../nbs/06_methods.ipynb #990d31f8
+# %% ../nbs/06_methods.ipynb #8f8ca43a
 @METHODS.register('clip')
 class CLIP(Method):
     "Contrastive language-image pre-training (Radford et al.)."
@@ -102,9 +103,9 @@ class CLIP(Method):
         "One projected feature for each caption."
         return self.text(tokens)
 
-    def towers(self, image, tokens):  # (B,3,H,W) uint8, (B,L) -> (B,E), (B,E)
+    def towers(self, image, tokens, words=None):  # (B,3,H,W) uint8, (B,L), int -> (B,E), (B,E)
         "Both embeddings."
-        return self.encode_image(image), self.text(tokens)
+        return self.encode_image(image), self.text(tokens, words)
 
     def compare(self, z_i, z_t, batch):  # (B,E), (B,E), dict -> scalar, (B,) bool
         "The contrastive loss, and which images are matched: the set C."
@@ -115,7 +116,7 @@ class CLIP(Method):
         return dict(loss=loss, **more, matched=hit.float().mean(), logit_scale=self.logit_scale.exp().detach().squeeze())
 
     def forward(self, batch):
-        z_i, z_t = self.in_parts(self.towers, batch['image'], batch['tokens'])
+        z_i, z_t = self.in_parts(self.towers, batch['image'], batch['tokens'], words=batch.get('words'))
         loss, hit = self.compare(z_i, z_t, batch)
         return self.parts(loss, hit, contrastive=loss.detach())
 
@@ -164,7 +165,7 @@ def ramp(
     "A weight that rises linearly from 0."
     return weight * min(1., progress / share) if share else weight
 
-# %% ../nbs/06_methods.ipynb #0b786276
+# %% ../nbs/06_methods.ipynb #7b9419fd
 @METHODS.register('mae_clip')
 class MAECLIP(CLIP):
     "Contrastive learning and reconstruction of pixels, side by side."
@@ -174,19 +175,19 @@ class MAECLIP(CLIP):
         self.decoder = Pixels(self.visual, self.patch_size, decoder_width, decoder_depth, decoder_heads)
         self.weights, self.recon_ramp, self.normalise_pixels = (contrastive_weight, recon_weight), recon_ramp, normalise_pixels
 
-    def towers(self, image, tokens, keys):  # -> (B,E), (B,E), (B,) loss of the pixels
+    def towers(self, image, tokens, keys, words=None):  # -> (B,E), (B,E), (B,) loss of the pixels
         "Both embeddings, and the reconstruction."
         x = self.visual.patches(image)                                              # (B,N,D)
-        z_i, z_t = self.visual.project(self.visual.encode(x)[:, 1:].mean(1)), self.text(tokens)
+        z_i, z_t = self.visual.project(self.visual.encode(x)[:, 1:].mean(1)), self.text(tokens, words)
         return z_i, z_t, self.decoder.loss(self.visual, image, x, self.mask(keys), self.normalise_pixels)
 
     def forward(self, batch):
-        z_i, z_t, recon = self.in_parts(self.towers, batch['image'], batch['tokens'], batch['keys'])
+        z_i, z_t, recon = self.in_parts(self.towers, batch['image'], batch['tokens'], batch['keys'], words=batch.get('words'))
         (contra, hit), recon = self.compare(z_i, z_t, batch), recon.mean()
         loss = self.weights[0] * contra + ramp(self.weights[1], self.recon_ramp, batch.get('progress', 1.)) * recon
         return self.parts(loss, hit, contrastive=contra.detach(), reconstruction=recon.detach())
 
-# %% ../nbs/06_methods.ipynb #f3e94aa2
+# %% ../nbs/06_methods.ipynb #a50eabf3
 @METHODS.register('rils')
 class RILS(CLIP):
     "Masked visual reconstruction in language semantic space (Yang et al., CVPR 2023)."
@@ -197,14 +198,14 @@ class RILS(CLIP):
         self.weights, self.recon_ramp = (contrastive_weight, recon_weight), recon_ramp
         self.tau_pred, self.tau_target, self.prototype_grad = tau_pred, tau_target, prototype_grad
 
-    def towers(self, image, tokens, hidden):  # -> (B,E), (B,E), (B,M,D)
+    def towers(self, image, tokens, hidden, words=None):  # -> (B,E), (B,E), (B,M,D)
         "Both embeddings, and the features f of the hidden patches, without a gradient."
         f = self.visual.encode(self.visual.patches(image))[:, 1:]                   # (B,N,D)
-        return self.visual.project(f.mean(1)), self.text(tokens), take(f.detach(), hidden)
+        return self.visual.project(f.mean(1)), self.text(tokens, words), take(f.detach(), hidden)
 
     def forward(self, batch):
         mask = self.mask(batch['keys'])
-        z_i, z_t, f = self.in_parts(self.towers, batch['image'], batch['tokens'], mask.hidden)
+        z_i, z_t, f = self.in_parts(self.towers, batch['image'], batch['tokens'], mask.hidden, words=batch.get('words'))
         contra, hit = self.compare(z_i, z_t, batch)
         recon = self.reconstruct(batch['image'], f, z_t, hit, mask)
         loss = self.weights[0] * contra + ramp(self.weights[1], self.recon_ramp, batch.get('progress', 1.)) * recon

@@ -224,17 +224,21 @@ class TextBlock(ResidualAttentionBlock):
         x = x + a.out_proj(out)
         return x + self.mlp(self.ln_2(x))
 
-# %% ../nbs/04_model.ipynb #e8897bc0
+# %% ../nbs/04_model.ipynb #b5b3ac64
 class TextEncoder(TextTransformer, Stack):
     "open_clip's text transformer for captions of any lengths up to its context; padding is not computed."
     def __init__(self, **kwargs):  # of TextTransformer
         super().__init__(**kwargs)
         for block in self.transformer.resblocks: block.__class__ = TextBlock  # same weights, another forward
 
-    def forward(self, tokens):  # (B,L) int64, L <= 77, padded with 0 -> (B,E)
+    def forward(self,
+        tokens,     # (B,L) int64, L <= 77, padded with 0
+        words=None, # how many tokens are real; where that is known, a GPU need not be waited for
+    ):  # -> (B,E)
         end = tokens.argmax(1)                                                      # the end token has the highest number
         place = torch.arange(tokens.shape[1], device=tokens.device)
-        real = (place <= end[:, None]).flatten().nonzero()[:, 0]                    # where the row's tokens stand in the rectangle
+        real = (place <= end[:, None]).flatten()
+        real = (real.nonzero() if words is None else real.nonzero_static(size=words))[:, 0]  # where the row's tokens stand in the rectangle
         ends = (end + 1).cumsum(0) - 1                                              # where the end tokens stand in the row
         x = self.token_embedding(tokens.flatten()[real]) + F.embedding(real % len(place), self.positional_embedding)  # (T,D)
         *blocks, last = self.transformer.resblocks

@@ -436,7 +436,7 @@ def same_everywhere(
     if all_sum(torch.tensor(float(first), device=acc.device)).item() != first * world()[1]:
         raise UserError('the processes found different checkpoints: the run folder must be on a file system that all of them share')
 
-# %% ../nbs/07_train.ipynb #b674d3f2
+# %% ../nbs/07_train.ipynb #e9988c02
 def train(
     method,            # Method
     source,            # any reader
@@ -468,7 +468,7 @@ def train(
             with by_itself(config.workers):
                 batch = next(batches)
                 bad += note_bad(batch.pop('bad', ()), config, step)
-            batch = {k: v.to(acc.device, non_blocking=True) for k, v in batch.items()} | dict(progress=step / steps)
+            batch = {k: v.to(acc.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()} | dict(progress=step / steps)
             waited = time.perf_counter() - t
             for group in optimizer.param_groups: group['lr'] = lr_at(step, steps, config)
             with acc.autocast(): out = model(batch)
@@ -590,7 +590,7 @@ def evaluate(
     harness.record(path, method, config.eval_data, results, step=step)
     return results
 
-# %% ../nbs/07_train.ipynb #89b31d1b
+# %% ../nbs/07_train.ipynb #81413c98
 def check_best(
     method,  # Method
     config,  # Config
@@ -602,7 +602,7 @@ def check_best(
     task = config.best.partition('/')[0]
     if not config.eval_every: raise UserError(f'--best {config.best} chooses among evaluations in the course of the run: say how often with --eval_every')
     if task not in tasks: raise UserError(f'--best {config.best}: no task `{task}` is evaluated{nearest(task, tasks)} (evaluated: {", ".join(tasks) or "none"})')
-    results = harness.run_tasks(method, dataclasses.replace(config, eval_samples=min(64, config.eval_samples)), source, [task])
+    results = harness.run_tasks(method, dataclasses.replace(config, eval_samples=min(64, config.eval_samples or 64)), source, [task])
     names = [k for k, v in results.items() if isinstance(v, float) and not k.endswith('_chance')]
     if config.best not in names: raise UserError(f'--best: there is no result `{config.best}`{nearest(config.best, names)} (valid: {", ".join(names)})')
 
