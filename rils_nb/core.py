@@ -25,13 +25,17 @@ class UserError(Exception):
 class LocalError(UserError):
     "A `UserError` that one process of several meets alone."
 
-# %% ../nbs/00_core.ipynb #9cae2f9c
+# %% ../nbs/00_core.ipynb #4f25088a
 def _speaks(): return os.environ.get('RANK', '0') == '0'  # the process that says what all have to say; before there is a process group, too
+
+def _say(words):
+    try: print(words, file=sys.stderr, flush=True)
+    except OSError: sys.stderr = open(os.devnull, 'w')  # it goes to a file, and the disk is full: the exit code speaks
 
 @lru_cache(None)
 def notice(words):
     "Say something on stderr: once, however often it is found, and by one process of several."
-    if _speaks(): print(words, file=sys.stderr, flush=True)
+    if _speaks(): _say(words)
 
 def command(main):  # a function that reads `sys.argv`
     "Wrap `main` as a command: a `UserError` becomes one line on stderr and exit code 2."
@@ -39,10 +43,15 @@ def command(main):  # a function that reads `sys.argv`
     def run(*args, **kwargs):
         try: return main(*args, **kwargs)
         except UserError as e:
-            if _speaks() or isinstance(e, LocalError): print('error: ' + ' '.join(str(e).split()), file=sys.stderr, flush=True)
+            if _speaks() or isinstance(e, LocalError): _say('error: ' + ' '.join(str(e).split()))
             sys.exit(2)
         except KeyboardInterrupt: sys.exit(130)
         except BrokenPipeError: sys.exit(141)  # `rils-data check ... | head` is not an error
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
+            _say(f'error: the disk is full ({e})')
+            sys.stdout = open(os.devnull, 'w')  # where it goes to a file that cannot grow, what is left of it would change the exit code
+            sys.exit(2)
     return run
 
 # %% ../nbs/00_core.ipynb #07b4ae09

@@ -114,7 +114,7 @@ def test_a_full_disk(nursery, tmp_path):
     clear(*nursery.run([*argv, '--resume'], tmp_path/'log', fsize=2**20), 'File too large')     # EFBIG, which stands for ENOSPC
     assert saved(tmp_path/'run')[-1] == at and max(steps_of(tmp_path/'run')) < at + 30 and not left_aside(tmp_path/'run')
     load(tmp_path/'run')
-    clear(*nursery.run([*argv, '--resume'], tmp_path/'log', fsize=100), 'cannot write `')         # not even a line of the log
+    clear(*nursery.run([*argv, '--resume'], tmp_path/'log', fsize=80), 'cannot write `')         # not even a line of the log
 
 def test_a_read_only_folder(nursery, tmp_path):
     (tmp_path/'locked').mkdir(mode=0o555)
