@@ -211,7 +211,7 @@ class RILS(CLIP):
         loss = self.weights[0] * contra + ramp(self.weights[1], self.recon_ramp, batch.get('progress', 1.)) * recon
         return self.parts(loss, hit, contrastive=contra.detach(), reconstruction=recon.detach())
 
-# %% ../nbs/06_methods.ipynb #339116bb
+# %% ../nbs/06_methods.ipynb #a4aef5ca
 @patch
 def reconstruct(self:RILS,
     image, # (B,3,H,W) uint8
@@ -223,7 +223,7 @@ def reconstruct(self:RILS,
     "Reconstruction in language space of the matched images (Eq. 7-9), averaged over all processes."
     rows = hit.nonzero()[:, 0]
     n = len(rows)
-    rows = torch.cat([rows, rows.new_zeros(max(0, self.config.accum - n))])  # too few: the first image fills up, each in a part of its own
+    rows = torch.cat([rows, rows.new_zeros(max(0, min(self.config.accum, len(hit)) - n))])  # too few: the first image fills up, each in a part of its own
     mask, z = mask[rows], gather(z_t if self.prototype_grad else z_t.detach())                # (G,E)
     def kl(image, f, visible, hidden):  # of some of the images -> (1,)
         g = self.decoder(self.visual.encode(self.visual.patches(image), visible), Mask(visible, hidden))
