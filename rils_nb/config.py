@@ -112,7 +112,7 @@ def differences(
     return [f'{f.name}: was {getattr(a, f.name)!r}, now {getattr(b, f.name)!r}' for f in dataclasses.fields(a)
             if f.name not in FREE and getattr(a, f.name) != getattr(b, f.name)]
 
-# %% ../nbs/01_config.ipynb #0c2413b7
+# %% ../nbs/01_config.ipynb #a6d4111b
 def to_json(config):  # -> str
     "A config as JSON text."
     return json.dumps(dataclasses.asdict(config), indent=1) + '\n'
@@ -121,6 +121,7 @@ def from_json(text):  # -> Config
     "The config that `to_json` wrote; raises `UserError` for text that is none."
     try: fields = json.loads(text)
     except ValueError as e: raise UserError(f'not a config: {e}')
+    if not isinstance(fields, dict): raise UserError(f'not a config but a {type(fields).__name__}')
     return from_dict(fields)
 
 def from_dict(fields):  # dict: field -> value -> Config
@@ -217,7 +218,7 @@ def parser(prog='rils-train'):  # -> argparse.ArgumentParser
         p.add_argument(f'--{f.name}', metavar=f.type.__name__, help=words[f.name].replace('%', '%%'), **kw)
     return p
 
-# %% ../nbs/01_config.ipynb #a4e9ece4
+# %% ../nbs/01_config.ipynb #f9e4088c
 def parse(
     argv=None,  # list of arguments; default: the command's own
 ):  # -> Config
@@ -230,8 +231,8 @@ def parse(
     given = vars(parser().parse_args(argv))
     name = given.pop('recipe')
     if name.endswith('.json'):
-        try: base = from_json(open(name).read())
-        except OSError as e: raise UserError(f'cannot read the config `{name}`: {e.strerror}')
+        try: base = from_json(open(name, encoding='utf-8').read())
+        except (OSError, UnicodeDecodeError) as e: raise UserError(f'cannot read the config `{name}`: {getattr(e, "strerror", None) or "not UTF-8"}')
     else: base = RECIPES[name]()
     kinds = {f.name: f.type for f in dataclasses.fields(Config)}
     given = {k: _value(k, v, kinds[k]) for k, v in given.items()}

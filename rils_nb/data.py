@@ -127,7 +127,7 @@ def caption_id(text):  # str -> int
     "A number that equal captions share."
     return key('caption', text)
 
-# %% ../nbs/02_data.ipynb #56712e37
+# %% ../nbs/02_data.ipynb #ec7d63ea
 class Source:
     "Samples by number. Subclasses define `raw` and `__len__`, and `sizes` where there are shards."
     classes = None  # names of the labels, where there are labels
@@ -147,11 +147,11 @@ class Source:
 
 def _bytes(path):
     try: return Path(path).read_bytes()
-    except OSError as e: raise BadSample('file', f'{path} ({e.strerror})')
+    except (OSError, ValueError) as e: raise BadSample('file', f'{path!s} ({getattr(e, "strerror", None) or e})')  # ValueError: no file can have this name
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
-# %% ../nbs/02_data.ipynb #18c11ade
+# %% ../nbs/02_data.ipynb #4cef4f6c
 class Manifest(Source):
     "Pairs listed in a CSV, TSV or JSON lines file."
     def __init__(self, path, image_key='image', caption_key='caption'):
@@ -165,8 +165,10 @@ class Manifest(Source):
         for flag, name in (('image_key', image_key), ('caption_key', caption_key)):
             if name not in columns and not (flag == 'caption_key' and 'label' in columns):
                 raise UserError(f'`{path}` has no column `{name}`{nearest(name, columns)}: its columns are {", ".join(columns)}; name one with --{flag}')
-        self.rows = [(r.get(image_key), r.get(caption_key), None if r.get('label') in (None, '') else str(r['label'])) for r in rows]
+        self.surplus = {i for i, r in enumerate(rows) if None in r}
+        self.rows = [(r.get(image_key), r.get(caption_key), None if r.get('label') in (None, '') else ' '.join(str(r['label']).split())) for r in rows]
         names = sorted({r[2] for r in self.rows if r[2] is not None})
+        if any('\ud800' <= c <= '\udfff' for n in names for c in n): raise UserError(f'labels of `{path}` are not UTF-8: save it as CSV UTF-8')
         self.classes = names or None
         self.label = {n: i for i, n in enumerate(names)}
         self._look()
@@ -181,7 +183,7 @@ class Manifest(Source):
     def _look(self):  # where nothing can be found, say so at once
         first = [r[0] for r in self.rows[:100] if isinstance(r[0], str) and r[0]]
         if first and '://' in first[0]: raise UserError(f'the images of `{self.path}` are addresses, e.g. `{first[0]}`: fetch them first (img2dataset does)')
-        if first and not any((self.path.parent/p).is_file() for p in first):
+        if first and not any(os.path.isfile(self.path.parent/p) for p in first):
             raise UserError(f'`{self.path}` names images that do not exist, e.g. `{self.path.parent/first[0]}`: paths are relative to the table')
     def _json(self, n, text):
         try: row = json.loads(text)
@@ -191,9 +193,10 @@ class Manifest(Source):
     def __len__(self): return len(self.rows)
     def raw(self, i):
         image, caption, label = self.rows[i]
+        if i in self.surplus: raise BadSample('pair', f'{self.path} row {i + 1} has more cells than the header: a text with commas is "quoted"')
         if not isinstance(image, str) or not image: raise BadSample('pair', f'{self.path} row {i + 1} names no image')
         path = self.path.parent/image
-        return _bytes(path), path.suffix, caption if caption is not None or label is None else None, self.label.get(label), str(path)
+        return _bytes(path), path.suffix, (caption or '') if label is None else (caption or None), self.label.get(label), str(path)
 
 # %% ../nbs/02_data.ipynb #4434c099
 def _folder(path):
@@ -226,7 +229,7 @@ class ClassFolders(Source):
         p, label = self.paths[i]
         return _bytes(p), p.suffix, None, label, str(p)
 
-# %% ../nbs/02_data.ipynb #ca480cc3
+# %% ../nbs/02_data.ipynb #f87fd6a9
 WINDOW = 20_000  # samples that are shuffled together, at least one shard
 _PARTS = {**{s: 'image' for s in IMAGES}, '.txt': 'txt', '.json': 'json', '.cls': 'cls'}
 _ORDER = ('image', 'txt', 'json', 'cls')
@@ -246,7 +249,7 @@ def _open_tar(f, size):  # at the first header that tarfile bears
 
 def scan(path):  # tar file -> rows (n,8) uint32: place in blocks of 512 bytes and size of image, txt, json, cls (place 0: absent); list of (kind, where)
     "The places of all samples of a shard."
-    size, samples, bad, end = os.path.getsize(path), {}, [], 0
+    size, samples, bad, end, last, dotted = os.path.getsize(path), {}, [], 0, None, {}
     with open(path, 'rb') as f, _open_tar(f, size) as tar:
         while True:
             try: member = tar.next()
@@ -266,18 +269,27 @@ def scan(path):  # tar file -> rows (n,8) uint32: place in blocks of 512 bytes a
             end, tar.members = tar.offset, []  # tarfile remembers every member; millions add up
             base, ext = base_plus_ext(member.name)
             part = _PARTS.get(f'.{ext}'.lower()) if base and member.isfile() else None
-            if part is None: continue
-            while part in samples.get(base, ()): base += '+'  # a name that comes twice is two samples
-            samples.setdefault(base, {})[part] = (member.offset_data // 512, min(member.size, 2**32 - 1))
+            if part is None:
+                if base and Path(member.name).suffix.lower() in _PARTS: dotted[member.name] = base
+                continue
+            runs = samples.setdefault(base, [])                        # of members that stand together
+            if base != last or part in runs[-1]: runs.append({})
+            runs[-1][part], last = (member.offset_data // 512, min(member.size, 2**32 - 1)), base
     rows = []
-    for base, s in samples.items():
-        if 'image' in s and len(s) > 1: rows.append([v for part in _ORDER for v in s.get(part, (0, 0))])
-        else: bad.append(('pair', f'{path}: {base} has only {", ".join(s)}'))
+    for base, runs in samples.items():
+        whole = []
+        for run in runs:  # a name that comes again is another sample, or the other half of one
+            if whole and not whole[-1].keys() & run.keys(): whole[-1] |= run
+            else: whole.append(run)
+        for s in whole:
+            if 'image' in s and len(s) > 1: rows.append([v for part in _ORDER for v in s.get(part, (0, 0))])
+            else: bad.append(('pair', f'{path}: {base} has only {", ".join(s)}'))
+    bad += [('pair', f'{path}: the name {name} has a dot in it, which webdataset takes for the beginning of a suffix') for name, base in dotted.items() if base not in samples]
     return np.array(rows, np.uint32).reshape(-1, 8), bad
 
 def _index(path):  # what `scan` gives, or an earlier one left beside the shard; whether it stands there
     stat, beside = os.stat(path), f'{path}.index.npz'
-    stamp = np.array([2, stat.st_size, stat.st_mtime_ns])  # 2: this layout
+    stamp = np.array([3, stat.st_size, stat.st_mtime_ns])  # 3: this layout
     try:
         with np.load(beside, allow_pickle=False) as z:
             if np.array_equal(z['stamp'], stamp): return z['rows'], json.loads(str(z['bad'])), True
@@ -294,16 +306,16 @@ def _length(path):  # -> how many samples, list of (kind, where), and the places
     rows, bad, stands = _index(path)
     return len(rows), bad, None if stands else rows
 
-# %% ../nbs/02_data.ipynb #a746f902
+# %% ../nbs/02_data.ipynb #7cac6932
 def _class_names(path):  # the names of the labels: NAME-classes.txt as `pack` writes it, or classnames.txt
     for p in (re.sub(r'-\d+\.tar$', '-classes.txt', path), os.path.join(os.path.dirname(path), 'classnames.txt')):
-        if p != path and os.path.isfile(p): return Path(p).read_text(encoding='utf-8').splitlines()
+        if p != path and os.path.isfile(p): return Path(p).read_text(encoding='utf-8').rstrip('\n').split('\n')
 
 def shard_paths(spec):  # 'a/{000..009}.tar', 'a/*.tar' or a list of these separated by '::' -> list of paths
     "The shards that a pattern names; raises `UserError` if there are none."
     if re.match(r'^(pipe:|[a-z0-9]+://)', spec): raise UserError(f'`{spec}` is not on a disk: shards are read by place; mount or copy them, and give their path')
     if os.path.isdir(spec): spec = os.path.join(glob.escape(spec), '*.tar')
-    paths = [p for pattern in expand_urls(spec) for p in (sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern])]
+    paths = [p for pattern in expand_urls(spec) for p in (sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.isfile(pattern) else [pattern])]
     missing = [p for p in paths if not os.path.isfile(p)]
     if missing: raise UserError(f'{len(missing)} of {len(paths)} shards of `{spec}` do not exist, e.g. `{missing[0]}`')
     if not paths: raise UserError(f'no shards match `{spec}` in `{os.getcwd()}`')
@@ -346,9 +358,10 @@ class Shards(Source):
         name, texts, label = f'{self.paths[shard]}: {header.name}', None, None
         try:
             if 'json' in get: texts = self._caption(get['json']())
-            if texts is None and 'txt' in get: texts = get['txt']()
+            if texts in (None, '', []) and 'txt' in get: texts = get['txt']()
             if texts is None and 'cls' not in get: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
             if 'cls' in get: label = int(get['cls']())
+            if label is not None and not 0 <= label < 2**31: raise BadSample('label', f'{label} is no class')
         except (ValueError, RecursionError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
         return get['image'](), Path(header.name).suffix, texts, label, name
     def _caption(self, data):
@@ -522,7 +535,7 @@ def loader(
                       multiprocessing_context='fork' if config.workers and sys.platform == 'linux' else None,  # views are closures: not picklable
                       generator=torch.Generator())  # else each start of a loader would draw from the global generator
 
-# %% ../nbs/02_data.ipynb #6bdef6d2
+# %% ../nbs/02_data.ipynb #4c0bba25
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
@@ -532,7 +545,7 @@ def pack(
 ):  # -> list of paths, list of (kind, where) of what was left out
     "Write shards; raises `UserError` if there are some of this name already."
     out = Path(out)
-    if list(out.parent.glob(f'{out.name}-*.tar')): raise UserError(f'`{out}-*.tar` exist already: choose another name, or move them away')
+    if list(out.parent.glob(f'{glob.escape(out.name)}-*.tar')): raise UserError(f'`{out}-*.tar` exist already: choose another name, or move them away')
     out.parent.mkdir(parents=True, exist_ok=True)
     bad = list(getattr(source, 'bad', ()))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as aside:
@@ -582,7 +595,7 @@ def check(source):  # -> dict of figures, list of (kind, where)
         'tokens of a caption': spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
     return figures, bad
 
-# %% ../nbs/02_data.ipynb #81fa3f89
+# %% ../nbs/02_data.ipynb #4b840940
 @command
 def main():
     "The command `rils-data`."
@@ -614,7 +627,7 @@ def _check(source, a):
     figures, bad = check(source)
     for k, v in figures.items(): print(f'{k:>26}  {v}')
     for kind, n in Counter(kind for kind, _ in bad).most_common(): print(f'{"damaged: " + kind:>26}  {n}')
-    for kind, where in bad: print(f'damaged: {kind}: {where}')
+    for kind, where in bad: print(f'damaged: {kind}: {where}'.encode(errors='backslashreplace').decode())  # names of files may be any bytes
     return 1 if bad else 0
 
 _COMMANDS = dict(pack=_pack, check=_check)

@@ -26,11 +26,12 @@ from .losses import contrastive, global_mean, language_kl, matched, patchify, pi
 from .masking import MASKINGS, Mask, n_visible, take
 from .model import SIZES, Decoder, ImageEncoder, Stack, TextBlock, TextEncoder
 
-# %% ../nbs/06_methods.ipynb #3c36d12e
+# %% ../nbs/06_methods.ipynb #70a46c74
 class Method(nn.Module):
     "A way of pre-training. Subclasses add what they train and define `forward`."
     views = ('image',)   # entries of the batch that `forward` needs
     encode_text = None   # a function of (B,L) tokens where there is a text encoder
+    reconstructs = False # whether something must be hidden
     def __init__(self,
         config,     # Config
         embed=0,    # E, width of the joint space; 0: no projection
@@ -40,7 +41,9 @@ class Method(nn.Module):
         if self.image_size % self.patch_size:
             raise UserError(f'image_size {self.image_size} is not a multiple of the patch side {self.patch_size} of size `{config.size}`: '
                             f'use {max(1, round(self.image_size / self.patch_size)) * self.patch_size}')
-        n_visible((self.image_size // self.patch_size)**2, config.mask_ratio)
+        n = (self.image_size // self.patch_size)**2
+        if n_visible(n, config.mask_ratio) == n and self.reconstructs:
+            raise UserError(f'mask ratio {config.mask_ratio} hides none of {n} patches, so there is nothing to reconstruct: raise --mask_ratio')
         self.masking = MASKINGS[config.masking]
         self.visual = ImageEncoder(SIZES[config.size].timm, self.image_size, embed)
 
@@ -123,7 +126,7 @@ class CLIP(Method):
     @torch.no_grad()
     def after_step(self): self.logit_scale.clamp_(0, math.log(100))
 
-# %% ../nbs/06_methods.ipynb #2a71dd7e
+# %% ../nbs/06_methods.ipynb #e0eca044
 class Pixels(Decoder):
     "A decoder that predicts pixels, and its loss."
     def __init__(self, visual, patch, width, depth, heads):
@@ -143,6 +146,7 @@ class Pixels(Decoder):
 @METHODS.register('mae')
 class MAE(Method):
     "Masked autoencoder (He et al.)."
+    reconstructs = True
     def __init__(self, config, *, decoder_width=512, decoder_depth=8, decoder_heads=16, normalise_pixels=True):
         super().__init__(config)
         self.decoder = Pixels(self.visual, self.patch_size, decoder_width, decoder_depth, decoder_heads)
@@ -165,10 +169,11 @@ def ramp(
     "A weight that rises linearly from 0."
     return weight * min(1., progress / share) if share else weight
 
-# %% ../nbs/06_methods.ipynb #7b9419fd
+# %% ../nbs/06_methods.ipynb #0a4ea6b1
 @METHODS.register('mae_clip')
 class MAECLIP(CLIP):
     "Contrastive learning and reconstruction of pixels, side by side."
+    reconstructs = True
     def __init__(self, config, *, contrastive_weight=1.0, recon_weight=0.5, recon_ramp=0.0,
                  decoder_width=512, decoder_depth=8, decoder_heads=16, normalise_pixels=True, quick_gelu=False):
         super().__init__(config, quick_gelu=quick_gelu)
@@ -187,13 +192,15 @@ class MAECLIP(CLIP):
         loss = self.weights[0] * contra + ramp(self.weights[1], self.recon_ramp, batch.get('progress', 1.)) * recon
         return self.parts(loss, hit, contrastive=contra.detach(), reconstruction=recon.detach())
 
-# %% ../nbs/06_methods.ipynb #a50eabf3
+# %% ../nbs/06_methods.ipynb #80760636
 @METHODS.register('rils')
 class RILS(CLIP):
     "Masked visual reconstruction in language semantic space (Yang et al., CVPR 2023)."
+    reconstructs = True
     def __init__(self, config, *, contrastive_weight=1.0, recon_weight=0.5, recon_ramp=0.0, tau_pred=0.1, tau_target=0.04,
                  prototype_grad=False, decoder_width=0, decoder_depth=1, decoder_heads=0, quick_gelu=False):
         super().__init__(config, quick_gelu=quick_gelu)
+        if min(tau_pred, tau_target) <= 0: raise UserError(f'tau_pred and tau_target must be above 0, given {tau_pred} and {tau_target}')
         self.decoder = Decoder(self.visual.n_patches, self.visual.width, self.visual.width, decoder_width, decoder_depth, decoder_heads)
         self.weights, self.recon_ramp = (contrastive_weight, recon_weight), recon_ramp
         self.tau_pred, self.tau_target, self.prototype_grad = tau_pred, tau_target, prototype_grad

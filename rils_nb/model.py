@@ -171,7 +171,7 @@ class DecoderBlock(Block):
         x = x[:, -m:] + self.attn.proj(F.scaled_dot_product_attention(q[:, :, -m:], k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 
-# %% ../nbs/04_model.ipynb #39dd5266
+# %% ../nbs/04_model.ipynb #eb9f107b
 class Decoder(nn.Module, Stack):
     "Predicts something about each hidden patch from the features of the visible ones."
     def __init__(self,
@@ -185,7 +185,8 @@ class Decoder(nn.Module, Stack):
         super().__init__()
         width = width or dim_in
         heads = heads or max(1, width // 64)
-        if width % heads: raise UserError(f'decoder width {width} is not a multiple of its {heads} heads')
+        if depth < 1 or heads < 1 or width < 4 or width % heads or width % 4: raise UserError(
+            f'a decoder of {depth} blocks, width {width} and {heads} heads: it needs a block or more, and a width that is a multiple of 4 and of the heads')
         self.embed = nn.Linear(dim_in, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(positions(round(n_patches**0.5), width), requires_grad=False)

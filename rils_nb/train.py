@@ -573,7 +573,7 @@ def describe(
     if getattr(source, 'bad', ()): print(f'left out, damaged or incomplete: {kinds(source.bad)} (rils-data check names them)')
     print()
 
-# %% ../nbs/07_train.ipynb #235cd0e2
+# %% ../nbs/07_train.ipynb #4455d2c0
 def evaluate(
     method,  # Method
     config,  # Config
@@ -583,14 +583,15 @@ def evaluate(
 ):  # -> dict of results
     "Run the tasks, print the table, append to results.jsonl; a step whose results stand there is not evaluated again."
     path = Path(config.out)/'results.jsonl'
-    there = [r for r in read_jsonl(path) if r['step'] == step and r['data'] == config.eval_data]
+    ours = lambda r: (r['model'], r['data'], r['step']) == (harness.name_of(method), config.eval_data, step) and r['config']['eval_samples'] == config.eval_samples
+    there = [r for r in read_jsonl(path) if ours(r)]                                # and not what rils-eval wrote
     if set(tasks) <= {r['task'] for r in there}: return {f'{r["task"]}/{k}': v for r in there for k, v in r['metrics'].items()}
     results = harness.run_tasks(method, config, source, tasks)
     print(harness.table(results), flush=True)
     harness.record(path, method, config.eval_data, results, step=step)
     return results
 
-# %% ../nbs/07_train.ipynb #81413c98
+# %% ../nbs/07_train.ipynb #112d7a82
 def check_best(
     method,  # Method
     config,  # Config
@@ -602,7 +603,8 @@ def check_best(
     task = config.best.partition('/')[0]
     if not config.eval_every: raise UserError(f'--best {config.best} chooses among evaluations in the course of the run: say how often with --eval_every')
     if task not in tasks: raise UserError(f'--best {config.best}: no task `{task}` is evaluated{nearest(task, tasks)} (evaluated: {", ".join(tasks) or "none"})')
-    results = harness.run_tasks(method, dataclasses.replace(config, eval_samples=min(64, config.eval_samples or 64)), source, [task])
+    few = dataclasses.replace(config, eval_samples=min(64, config.eval_samples or 64))
+    results = harness.run_tasks(method, few, source, [task], train_samples=64, unseen=8)
     names = [k for k, v in results.items() if isinstance(v, float) and not k.endswith('_chance')]
     if config.best not in names: raise UserError(f'--best: there is no result `{config.best}`{nearest(config.best, names)} (valid: {", ".join(names)})')
 
@@ -658,7 +660,7 @@ def fit(config):  # -> 0, or the number of the signal that stopped the run
         acc.end_training()
         return stopped or stop.signal
 
-# %% ../nbs/07_train.ipynb #355bd9c5
+# %% ../nbs/07_train.ipynb #12f4149c
 def finish(
     config,  # Config of a run that is complete
     source,  # evaluation data, any reader; or None
@@ -669,8 +671,9 @@ def finish(
     with writing(out): pictures.curves(out, out/'curves.png')
     if words := bad_kinds(config): print(f'damaged samples that were passed over: {words}; each is in {out}/bad.jsonl')
     print(f'\nthe run is in {out}: curves in {out}/curves.png', end='')
-    if source and pictures.learned(load(out).to(device), source, out/'learned.png'): print(f', what was learned in {out}/learned.png', end='')
-    print()
+    try: drawn = source and pictures.learned(load(out).to(device), source, out/'learned.png')
+    except UserError as e: drawn = notice(f'no picture of what was learned: {e}')  # the run is complete all the same
+    print(f', what was learned in {out}/learned.png' if drawn else '')
 
 # %% ../nbs/07_train.ipynb #1faa8e61
 @command

@@ -24,10 +24,10 @@ from matplotlib.patches import Patch
 from .core import UserError, read_jsonl, write_text
 from .evals.features import device_of, evaluating, features, name_of, text_features, view_of
 
-# %% ../nbs/09_viz.ipynb #3c503afa
+# %% ../nbs/09_viz.ipynb #4ca3e96e
 STYLE = {'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'figure.titlesize': 10, 'legend.fontsize': 7, 'axes.spines.top': False,
          'axes.spines.right': False, 'axes.grid': False, 'figure.dpi': 100, 'savefig.dpi': 100, 'legend.frameon': False,
-         'image.interpolation': 'nearest', 'figure.constrained_layout.use': True}
+         'image.interpolation': 'nearest', 'figure.constrained_layout.use': True, 'text.parse_math': False}  # a caption may hold two $
 TAB = [plt.get_cmap('tab20')(i)[:3] for i in (*range(0, 20, 2), *range(1, 20, 2))]
 
 def styled(draw):  # a function that returns a figure
@@ -193,7 +193,7 @@ def save_figure(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches='tight', metadata={'Software': None})
 
-# %% ../nbs/09_viz.ipynb #8dad8f2b
+# %% ../nbs/09_viz.ipynb #3aa4c002
 def search(
     model,    # with a text tower
     source,   # any reader
@@ -230,6 +230,6 @@ def gallery_row(
     "One query of a gallery."
     for ax in axes: ax.axis('off')
     for ax, (score, i) in zip(axes, hits): panel(ax, source.read(i)['image'])
-    words = axes[0].text(0, 1.06, f'"{textwrap.shorten(query, 70)}"', transform=axes[0].transAxes, va='bottom')
+    words = axes[0].text(0, 1.06, f'"{textwrap.shorten(query, 70)}"', transform=axes[0].transAxes, va='bottom', parse_math=False)
     words.set_in_layout(False)  # a long text must not widen the column
     axes[0].set_title(' ')      # keeps the room above the row

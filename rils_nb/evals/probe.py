@@ -85,10 +85,10 @@ def knn(
         for k in ks: out[k].append(votes[:, :k].sum(1).argmax(1))
     return {k: torch.cat(v) for k, v in out.items()}
 
-# %% ../../nbs/evals/13_probe.ipynb #a5c4bf46
+# %% ../../nbs/evals/13_probe.ipynb #eb3ac181
 def _match(train, source):  # labels of `train` -> labels of `source`, by the names of the classes; None where they do not fit
     a, b = (list(getattr(s, 'classes', None) or []) for s in (train, source))
-    if not a or not set(b) <= set(a): return None
+    if not a or not b or not set(b) <= set(a): return None
     return torch.tensor([b.index(n) if n in b else -1 for n in a])
 
 def training_half(
@@ -113,6 +113,7 @@ def training_half(
         a, b = part[:(len(part) + 1) // 2], part[(len(part) + 1) // 2:]
         return (f['image'][a], f['labels'][a]), (f['image'][b], f['labels'][b])
     g = features(model, train, n, config.batch, config.workers, encode)
+    if g['labels'] is None or g['labels'].max() >= len(table): raise UserError(f'some training samples of the probe have no label, or one beyond the {len(table)} class names')
     y = table[g['labels']]
     return (g['image'][y >= 0], y[y >= 0]), (f['image'], f['labels'])
 

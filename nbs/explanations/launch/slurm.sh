@@ -11,7 +11,7 @@
 #SBATCH --open-mode=append
 
 export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) MASTER_PORT=29500
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK   # which srun of Slurm 22.05 and 23.02 would not take over by itself
 
 # No launcher in between: srun passes signals on and returns the tasks' exit code. --resume starts anew where there is nothing to resume.
 srun --kill-on-bad-exit=1 bash -c '
