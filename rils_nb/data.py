@@ -151,7 +151,7 @@ def _bytes(path):
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
-# %% ../nbs/02_data.ipynb #4cef4f6c
+# %% ../nbs/02_data.ipynb #94375312
 class Manifest(Source):
     "Pairs listed in a CSV, TSV or JSON lines file."
     def __init__(self, path, image_key='image', caption_key='caption'):
@@ -162,6 +162,7 @@ class Manifest(Source):
         finally: csv.field_size_limit(csv_limit)
         if not rows: raise UserError(f'`{path}` has no rows')
         columns = list(dict.fromkeys(str(c) for r in rows[:100] for c in r if c is not None))
+        if len(columns) == 1 and ';' in columns[0]: raise UserError(f'the columns of `{path}` are separated by `;`: save it with commas, or as .tsv with tabs')
         for flag, name in (('image_key', image_key), ('caption_key', caption_key)):
             if name not in columns and not (flag == 'caption_key' and 'label' in columns):
                 raise UserError(f'`{path}` has no column `{name}`{nearest(name, columns)}: its columns are {", ".join(columns)}; name one with --{flag}')
@@ -175,6 +176,8 @@ class Manifest(Source):
 
     def _rows(self):  # -> list of dicts
         suffix = self.path.suffix.lower()
+        with open(self.path, 'rb') as f:
+            if f.read(2) in (b'\xff\xfe', b'\xfe\xff'): raise UserError(f'`{self.path}` is UTF-16: save it as UTF-8')
         with open(self.path, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
             if suffix == '.jsonl': return [self._json(n, l) for n, l in enumerate(f, 1) if l.strip()]
             table = csv.DictReader((l.replace('\0', ' ') for l in f), delimiter='\t' if suffix == '.tsv' else ',', strict=True)
@@ -535,7 +538,7 @@ def loader(
                       multiprocessing_context='fork' if config.workers and sys.platform == 'linux' else None,  # views are closures: not picklable
                       generator=torch.Generator())  # else each start of a loader would draw from the global generator
 
-# %% ../nbs/02_data.ipynb #4c0bba25
+# %% ../nbs/02_data.ipynb #568b8188
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
@@ -563,6 +566,7 @@ def _members(source, i, resize, quality):  # suffix -> bytes
     if hasattr(source, 'raw'):
         data, suffix, texts, label, _ = source.raw(i)
         image, captions = decode_image(data), clean_captions(texts) if texts is not None else []
+        if Image.open(io.BytesIO(data)).format == 'TIFF': data, suffix = encode_png(image).numpy().tobytes(), '.png'  # no suffix of shards
         if suffix.lower() not in IMAGES: suffix = dict(PNG='.png', WEBP='.webp', GIF='.gif', BMP='.bmp').get(Image.open(io.BytesIO(data)).format, '.jpg')  # cut off a long name
     else:
         sample = source.read(i)
