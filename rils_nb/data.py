@@ -127,7 +127,7 @@ def caption_id(text):  # str -> int
     "A number that equal captions share."
     return key('caption', text)
 
-# %% ../nbs/02_data.ipynb #ec7d63ea
+# %% ../nbs/02_data.ipynb #efd541bf
 class Source:
     "Samples by number. Subclasses define `raw` and `__len__`, and `sizes` where there are shards."
     classes = None  # names of the labels, where there are labels
@@ -147,7 +147,7 @@ class Source:
 
 def _bytes(path):
     try: return Path(path).read_bytes()
-    except (OSError, ValueError) as e: raise BadSample('file', f'{path!s} ({getattr(e, "strerror", None) or e})')  # ValueError: no file can have this name
+    except (OSError, ValueError) as e: raise BadSample('file', f'{path} ({getattr(e, "strerror", None) or e})')  # ValueError: no file can have this name
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
@@ -512,7 +512,7 @@ def collate(samples):  # list of dicts -> batch
         else: batch[name] = torch.stack(values)
     return batch
 
-# %% ../nbs/02_data.ipynb #00fef3fc
+# %% ../nbs/02_data.ipynb #26d3ac2d
 class _Steps:  # the batch sampler: a list of (epoch, sample) for each step
     def __init__(self, plan, batch, start, steps, rank, world): self.plan, self.args, self.range = plan, (batch, rank, world), range(start, steps)
     def __len__(self): return len(self.range)
@@ -530,7 +530,7 @@ def loader(
     rank=0,  # this process
     world=1, # processes
     steps=None, # the step to end before; None: 2^40
-):  # -> DataLoader of batches: the views, ids, keys (B,), bad (list of (kind, where))
+):  # -> DataLoader of batches: the views, ids and keys (B,), words (int, of all captions), bad (list of (kind, where))
     "Batches of this process, from step `start` on."
     steps = _Steps(Plan(source.sizes, config.seed), config.batch, start, 2**40 if steps is None else steps, rank, world)
     return DataLoader(Views(config, source, views), batch_sampler=steps, num_workers=config.workers, collate_fn=collate,
@@ -538,7 +538,7 @@ def loader(
                       multiprocessing_context='fork' if config.workers and sys.platform == 'linux' else None,  # views are closures: not picklable
                       generator=torch.Generator())  # else each start of a loader would draw from the global generator
 
-# %% ../nbs/02_data.ipynb #568b8188
+# %% ../nbs/02_data.ipynb #00994f98
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
@@ -566,8 +566,9 @@ def _members(source, i, resize, quality):  # suffix -> bytes
     if hasattr(source, 'raw'):
         data, suffix, texts, label, _ = source.raw(i)
         image, captions = decode_image(data), clean_captions(texts) if texts is not None else []
-        if Image.open(io.BytesIO(data)).format == 'TIFF': data, suffix = encode_png(image).numpy().tobytes(), '.png'  # no suffix of shards
-        if suffix.lower() not in IMAGES: suffix = dict(PNG='.png', WEBP='.webp', GIF='.gif', BMP='.bmp').get(Image.open(io.BytesIO(data)).format, '.jpg')  # cut off a long name
+        kind = Image.open(io.BytesIO(data)).format
+        if kind == 'TIFF': data, suffix = encode_png(image).numpy().tobytes(), '.png'  # no suffix of shards
+        elif suffix.lower() not in IMAGES: suffix = dict(PNG='.png', WEBP='.webp', GIF='.gif', BMP='.bmp').get(kind, '.jpg')  # cut off a long name
     else:
         sample = source.read(i)
         image, captions, label = sample['image'], sample['captions'], sample.get('label')

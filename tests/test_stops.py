@@ -84,13 +84,13 @@ def kill_and_resume(nursery, d, argv, kills, steps, every):
         now, logged = max(saved(run), default=0), max(steps_of(run), default=0)
         assert now >= before and logged - now <= 2 * every, (before, now, logged)  # the last save may have been under way, not the one before
         hit += bool(left_aside(run))
-    assert hit, 'hardly a kill fell into a save'
+    assert hit >= kills // 3, 'hardly a kill fell into a save'
     code, said = nursery.run(argv, d/'log')
     assert code == 0, said
     same(d/'whole', run)
     assert steps_of(run) == list(range(1, steps + 1)) and not left_aside(run) and 'damaged' not in said
 
-def test_three_kills(nursery, tmp_path): kill_and_resume(nursery, tmp_path, SMALL, kills=3, steps=40, every=2)
+def test_three_kills(nursery, tmp_path): kill_and_resume(nursery, tmp_path, SMALL, kills=3, steps=200, every=2)
 
 @pytest.mark.slow
 @pytest.mark.long

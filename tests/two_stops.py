@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from rils_nb import train
 from rils_nb.config import Config
 from rils_nb.core import UserError, world, write_text
@@ -53,6 +55,10 @@ class Sharded(Accelerator):
         super().__init__(**kwargs, fsdp_plugin=plugin)
         self.state.distributed_type, self.state.fsdp_plugin = DistributedType.FSDP, plugin
         assert self.is_fsdp2
+    def prepare(self, *args):
+        model, optimizer = super().prepare(*args)
+        assert isinstance(model, FSDPModule) and all(isinstance(p, DTensor) for p in model.parameters())
+        return model, optimizer
     def end_training(self): AcceleratorState._reset_state()
 
 def run(name, plans={}, **fields):

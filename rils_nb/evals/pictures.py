@@ -26,17 +26,18 @@ from ..scenes import COLOURS, SHAPES, Scenes
 from ..viz import (_legend, _overlay, curves, gallery_row, panel, patch_features, save_figure, search, styled, word_colours,
                          word_features)
 
-# %% ../../nbs/evals/15_pictures.ipynb #09349cb5
+# %% ../../nbs/evals/15_pictures.ipynb #091b4b3b
 STOP = set('a an the of on in at to and with for from by is are this that there it its as or photo picture image shows showing'.split())
 
 def some(
     source,                 # any reader
     k,                      # at most so many
     prefer=lambda i: True,  # function of an index -> bool
+    among=400,              # so many are looked at, drawn from all
 ):  # -> list of samples
     "Samples that can be read, those that `prefer` likes first."
     found = []
-    for i in sorted(subset(len(source), 400), key=lambda i: not prefer(i)):
+    for i in sorted(subset(len(source), among), key=lambda i: not prefer(i)):
         try: found.append(source.read(i))
         except BadSample: continue
         if len(found) == k: break
@@ -46,7 +47,7 @@ def some(
 @singledispatch
 def words_of(source):  # -> dict: word -> texts that stand for it
     "The ten words that are most frequent in the captions; or the first ten classes."
-    counts = Counter(w for s in some(source, 300) for c in s.get('captions', []) for w in set(re.findall(r"[^\W\d_]{3,}", c.lower())) - STOP)
+    counts = Counter(w for s in some(source, 300, among=300) for c in s.get('captions', []) for w in set(re.findall(r"[^\W\d_]{3,}", c.lower())) - STOP)
     words = [w for w, _ in counts.most_common(10)] or list(getattr(source, 'classes', None) or [])[:10] or queries_of(source)
     if not words: raise UserError('the data has neither captions nor classes: there are no words to show')
     return {w: [w, f'a {w}'] for w in words}
@@ -54,7 +55,7 @@ def words_of(source):  # -> dict: word -> texts that stand for it
 @singledispatch
 def queries_of(source):  # -> list of texts
     "Three captions, or classes, of the data."
-    captions = [c[0] for s in some(source, 12) if (c := s.get('captions'))]
+    captions = [c[0] for s in some(source, 12, among=12) if (c := s.get('captions'))]
     return list(dict.fromkeys(captions))[:3] or list(getattr(source, 'classes', None) or [])[:3]
 
 @singledispatch
