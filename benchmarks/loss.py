@@ -7,8 +7,8 @@ import argparse, statistics, time
 
 import torch
 import torch.nn.functional as F
+from rils_nb.core import tune_cpu
 from rils_nb.losses import language_reconstruction
-from rils_nb.train import hold_memory
 from torch.profiler import ProfilerActivity, profile
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,7 +40,7 @@ def peak(run):
         most = max(most, held)
     return most
 
-if args.device == 'cpu': hold_memory()
+if args.device == 'cpu': tune_cpu()
 torch.manual_seed(0)
 n, e = 196, 512
 g, f, z = (torch.randn(*s, e, device=args.device) for s in ((args.images, n), (args.images, n), (args.texts,)))

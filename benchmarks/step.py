@@ -10,8 +10,8 @@ Each contestant runs in a process of its own, as its users run it, and in turns:
 `--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to the first contestant. Captions have 12 to 20 tokens;
 open_clip and the checkouts compute all 77, as their training does. Contestants: `open_clip clip`; our methods `clip`, `mae`, `mae_clip`, `rils`;
 `rils@0.5` with half of its images matched; `NAME MODEL` from a checkout. Endings: `+compile`; `+settings`, which gives a contestant what our
-trainer sets for the process on CPUs (freed memory is kept; plain attention in bf16), to see what that alone is worth. MFU is the share of what
-one large matrix product reaches in the same process.
+trainer sets for the process on CPUs (`core.tune_cpu`), to see what that alone is worth. MFU is the share of what one large matrix product reaches
+in the same process.
 """
 import argparse, contextlib, importlib, json, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
@@ -91,13 +91,11 @@ def turn(name):
     "Seconds of each counted step, peak memory, FLOPs of a step, FLOPs a second of a large matrix product."
     import torch
     from rils_nb.config import Config
-    from rils_nb.core import key
-    from rils_nb.train import hold_memory, optimizer_of
+    from rils_nb.core import key, tune_cpu
+    from rils_nb.train import optimizer_of
     from torch.utils.flop_counter import FlopCounterMode
     foreign = ' ' in name
-    if args.device == 'cpu' and (name.endswith('+settings') or not foreign):
-        hold_memory()
-        if args.precision == 'bf16': torch.backends.cuda.enable_flash_sdp(False)
+    if args.device == 'cpu' and (name.endswith('+settings') or not foreign): tune_cpu(args.precision == 'bf16')
     name = name.removesuffix('+settings')
     torch.manual_seed(0)
     torch.set_float32_matmul_precision('high')

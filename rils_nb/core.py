@@ -6,13 +6,13 @@ Docs: https://rils-nb.github.io/rils_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['SUMS', 'UserError', 'LocalError', 'notice', 'command', 'nearest', 'Registry', 'key', 'noise', 'seeded', 'world',
-           'all_sum', 'gather', 'writing', 'write_text', 'writing_folder', 'remove_folder', 'sweep', 'write_sums',
-           'wrong_sums', 'only_one', 'append_jsonl', 'read_jsonl']
+           'all_sum', 'gather', 'tune_cpu', 'writing', 'write_text', 'writing_folder', 'remove_folder', 'sweep',
+           'write_sums', 'wrong_sums', 'only_one', 'append_jsonl', 'read_jsonl']
 
-# %% ../nbs/00_core.ipynb #0971f415
-import difflib, errno, fcntl, hashlib, json, os, shutil, socket, sys, tempfile
+# %% ../nbs/00_core.ipynb #abf05e38
+import ctypes, difflib, errno, fcntl, hashlib, json, os, shutil, socket, sys, tempfile
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from pathlib import Path
 
 import torch
@@ -130,6 +130,41 @@ def gather(
 ):  # -> (W*B,...) rows of all processes, in the order of their ranks
     "Concatenate `x` of all processes, with exact gradients."
     return x if world()[1] == 1 else _Gather.apply(x)
+
+# %% ../nbs/00_core.ipynb #25dfbc3f
+def _hold_memory():  # glibc
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return  # another C library
+    mallopt(-4, 0)      # M_MMAP_MAX: large blocks come from the heap, too
+    mallopt(-1, -1)     # M_TRIM_THRESHOLD: which never shrinks
+    mallopt(-2, 2**28)  # M_TOP_PAD: and grows in strides
+
+def _mkl_is_narrow():
+    cpu = getattr(torch.cpu, 'get_capabilities', dict)()
+    return cpu.get('avx512_f') and 'AMD' in cpu['cpu_name'] and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+
+@cache
+def _wide_products():
+    linear, lib = torch.ops.mkldnn._linear_pointwise, torch.library.Library('aten', 'IMPL')
+    def route(op):
+        kernel = torch.library.get_kernel(f'aten::{op}', 'CPU')
+        def product(keys, *args, **options):  # ([c,] a, b) -> a @ b [+ c]
+            *c, a, b = args
+            if a.dtype == torch.float32 and a.numel() * b.shape[1] >= 2**22 and (not c or c[0].shape == b.shape[1:]) and options.keys() <= {'out'}:
+                y = linear(a, b.t(), *(c or [None]), 'none', [], '')
+                return options['out'].copy_(y) if options else y
+            return kernel.call_boxed(keys, *args, **options)
+        lib.impl(op, product, 'CPU', with_keyset=True)
+    for op in ('mm', 'addmm', 'mm.out', 'addmm.out'): route(op)  # compiled blocks call the last two
+    return lib  # the routes last as long as it does
+
+def tune_cpu(
+    bf16=False, # whether autocast computes in bfloat16
+):
+    "Set this process up for training and evaluation on a CPU."
+    _hold_memory()
+    torch.backends.cuda.enable_flash_sdp(not bf16)
+    if _mkl_is_narrow(): _wide_products()
 
 # %% ../nbs/00_core.ipynb #c65fe55c
 @contextmanager

@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/evals/harness.html.md"""
 __all__ = ['PROTOCOL', 'EVALS', 'NEEDS', 'FLAGS', 'task', 'missing', 'import_tasks', 'choose', 'options', 'run_tasks', 'record',
            'table', 'parser', 'parse', 'bounds', 'where', 'evaluate', 'main']
 
-# %% ../../nbs/evals/10_harness.ipynb #366c28b3
+# %% ../../nbs/evals/10_harness.ipynb #7930f8f8
 import argparse, importlib, inspect, pkgutil, re, sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from fastcore.docments import docments
 import rils_nb.evals
 from ..config import Config, _value
-from ..core import Registry, UserError, append_jsonl, command, nearest, read_jsonl
+from ..core import Registry, UserError, append_jsonl, command, nearest, read_jsonl, tune_cpu
 from ..data import open_source
 from .features import (OPENERS, device_of, evaluating, features, load_model, name_of, sharing, subset, text_features, tokenizer_of,
                                     view_of)
@@ -170,7 +170,7 @@ def parse(argv):  # list of str -> (dict of FLAGS, dict of the tasks' options)
     own = {k: _value(k, given.pop(k), type(default)) for k, (default, _) in _all_options().items() if k in given}
     return given | number, own
 
-# %% ../../nbs/evals/10_harness.ipynb #e4c686a8
+# %% ../../nbs/evals/10_harness.ipynb #1a03b541
 def bounds(
     model,  # Method or Library
     a,      # dict of FLAGS
@@ -197,6 +197,7 @@ def evaluate(argv):  # list of str -> dict of results
     data = config.eval_data or 'scenes:split=val'
     source = open_source(data, image_key=config.image_key, caption_key=config.caption_key)
     device = a.get('device') or ('cuda' if torch.cuda.is_available() else 'cpu')
+    if device == 'cpu': tune_cpu()
     try: model = model.to(device)
     except (RuntimeError, AssertionError) as e: raise UserError(f'device `{device}` cannot be used: {str(e).splitlines()[0]}')
     names = choose(model, source, a.get('tasks'))
