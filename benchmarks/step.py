@@ -6,12 +6,12 @@
     python benchmarks/step.py --only clip,rils@1.0 --device cuda --precision bf16 --largest     # the largest batch that fits
     python benchmarks/step.py --only rils@0.5 --device cuda --precision bf16 --batch 256 --profile
 
-Each contestant runs in a process of its own, as its users run it, and in turns: a round gives each one a process, a step that does not count and
-`--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to the first contestant. Captions have 12 to 20 tokens;
-open_clip and the checkouts compute all 77, as their training does. Contestants: `open_clip clip`; our methods `clip`, `mae`, `mae_clip`, `rils`;
-`rils@0.5` with half of its images matched; `NAME MODEL` from a checkout. Endings: `+compile`; `+settings`, which gives a contestant what our
-trainer sets for the process on CPUs (`core.tune_cpu`), to see what that alone is worth. MFU is the share of what one large matrix product reaches
-in the same process.
+Each contestant runs in a process of its own, as its users run it, and in turns: a round gives each one a process, three steps that do not count (the
+memory of a process grows during the first two) and `--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to
+the first contestant. Captions have 12 to 20 tokens; open_clip and the checkouts compute all 77, as their training does. Contestants: `open_clip
+clip`; our methods `clip`, `mae`, `mae_clip`, `rils`; `rils@0.5` with half of its images matched; `NAME MODEL` from a checkout. Endings: `+compile`;
+`+settings`, which gives a contestant what our trainer sets for the process on CPUs (`core.tune_cpu`), to see what that alone is worth. MFU is the
+share of what one large matrix product reaches in the same process.
 """
 import argparse, contextlib, importlib, json, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
@@ -118,7 +118,7 @@ def turn(name):
         model.after_step()
         sync()
         return time.perf_counter() - t
-    for _ in range(1 + 2 * (args.device == 'cuda')): step()
+    for _ in range(3): step()
     seconds = [step() for _ in range(args.steps)]
     peak = torch.cuda.max_memory_allocated() if args.device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if args.profile:

@@ -9,8 +9,8 @@ __all__ = ['SUMS', 'UserError', 'LocalError', 'notice', 'command', 'nearest', 'R
            'all_sum', 'gather', 'tune_cpu', 'writing', 'write_text', 'writing_folder', 'remove_folder', 'sweep',
            'write_sums', 'wrong_sums', 'only_one', 'append_jsonl', 'read_jsonl']
 
-# %% ../nbs/00_core.ipynb #abf05e38
-import ctypes, difflib, errno, fcntl, hashlib, json, os, shutil, socket, sys, tempfile
+# %% ../nbs/00_core.ipynb #dd8ddbb0
+import ctypes, difflib, errno, fcntl, hashlib, json, os, shutil, socket, sys, tempfile, warnings
 from contextlib import contextmanager
 from functools import cache, lru_cache, wraps
 from pathlib import Path
@@ -131,7 +131,7 @@ def gather(
     "Concatenate `x` of all processes, with exact gradients."
     return x if world()[1] == 1 else _Gather.apply(x)
 
-# %% ../nbs/00_core.ipynb #25dfbc3f
+# %% ../nbs/00_core.ipynb #bc04321a
 def _hold_memory():  # glibc
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return  # another C library
@@ -154,8 +154,9 @@ def _wide_products():
                 y = linear(a, b.t(), *(c or [None]), 'none', [], '')
                 return options['out'].copy_(y) if options else y
             return kernel.call_boxed(keys, *args, **options)
-        lib.impl(op, product, 'CPU', with_keyset=True)
-    for op in ('mm', 'addmm', 'mm.out', 'addmm.out'): route(op)  # compiled blocks call the last two
+        lib.impl(op, product, 'CPU', with_keyset=True, allow_override=True)
+    with warnings.catch_warnings(action='ignore'):              # that kernels of torch are replaced
+        for op in ('mm', 'addmm', 'mm.out', 'addmm.out'): route(op)  # compiled blocks call the last two
     return lib  # the routes last as long as it does
 
 def tune_cpu(
