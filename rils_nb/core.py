@@ -131,7 +131,7 @@ def gather(
     "Concatenate `x` of all processes, with exact gradients."
     return x if world()[1] == 1 else _Gather.apply(x)
 
-# %% ../nbs/00_core.ipynb #bc04321a
+# %% ../nbs/00_core.ipynb #25c96fbd
 def _hold_memory():  # glibc
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return  # another C library
@@ -139,9 +139,11 @@ def _hold_memory():  # glibc
     mallopt(-1, -1)     # M_TRIM_THRESHOLD: which never shrinks
     mallopt(-2, 2**28)  # M_TOP_PAD: and grows in strides
 
+def _has_onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+
 def _mkl_is_narrow():
     cpu = getattr(torch.cpu, 'get_capabilities', dict)()
-    return cpu.get('avx512_f') and 'AMD' in cpu['cpu_name'] and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+    return cpu.get('avx512_f') and 'AMD' in cpu['cpu_name'] and torch.backends.mkl.is_available() and _has_onednn()
 
 @cache
 def _wide_products():
@@ -152,7 +154,7 @@ def _wide_products():
             *c, a, b = args
             if a.dtype == torch.float32 and a.numel() * b.shape[1] >= 2**22 and (not c or c[0].shape == b.shape[1:]) and options.keys() <= {'out'}:
                 y = linear(a, b.t(), *(c or [None]), 'none', [], '')
-                return options['out'].copy_(y) if options else y
+                return options['out'].resize_(y.shape).copy_(y) if options else y
             return kernel.call_boxed(keys, *args, **options)
         lib.impl(op, product, 'CPU', with_keyset=True, allow_override=True)
     with warnings.catch_warnings(action='ignore'):              # that kernels of torch are replaced
