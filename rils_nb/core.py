@@ -6,11 +6,11 @@ Docs: https://rils-nb.github.io/rils_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['SUMS', 'UserError', 'LocalError', 'notice', 'command', 'nearest', 'Registry', 'key', 'noise', 'seeded', 'world',
-           'all_sum', 'gather', 'tune_cpu', 'writing', 'write_text', 'writing_folder', 'remove_folder', 'sweep',
-           'write_sums', 'wrong_sums', 'only_one', 'append_jsonl', 'read_jsonl']
+           'all_sum', 'gather', 'tune_cpu', 'writing', 'write_text', 'writing_folder', 'aside_of', 'remove_folder',
+           'sweep', 'write_sums', 'wrong_sums', 'only_one', 'append_jsonl', 'read_jsonl']
 
 # %% ../nbs/00_core.ipynb #dd8ddbb0
-import ctypes, difflib, errno, fcntl, hashlib, json, os, shutil, socket, sys, tempfile, warnings
+import ctypes, difflib, errno, fcntl, hashlib, json, os, secrets, shutil, socket, sys, tempfile, warnings
 from contextlib import contextmanager
 from functools import cache, lru_cache, wraps
 from pathlib import Path
@@ -222,10 +222,14 @@ def writing_folder(path):  # yields the folder to write into
             raise
 
 # %% ../nbs/00_core.ipynb #a28f14ce
+def aside_of(path):  # -> Path, not there
+    "A hidden name beside `path` that nobody else uses: neither another process nor another machine on the same file system."
+    path = Path(path)
+    return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.aside')
+
 def remove_folder(path):
     "Delete a folder; its name is gone in one step."
-    path = Path(path)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.aside')
+    aside = aside_of(path)
     with writing(path): os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/methods.html.md"""
 
 # %% auto #0
 __all__ = ['METHODS', 'WEIGHTS', 'EMA', 'Method', 'options', 'make', 'CLIP', 'Pixels', 'MAE', 'ramp', 'MAECLIP', 'RILS',
-           'write_tensors', 'save', 'read_tensors', 'newest', 'load']
+           'write_tensors', 'save', 'read_tensors', 'not_finite', 'newest', 'load']
 
 # %% ../nbs/06_methods.ipynb #74ef7ede
 import inspect, math
@@ -265,13 +265,21 @@ def read_tensors(path):  # a .safetensors file -> dict of tensors
     except (SafetensorError, OSError, ValueError) as e: raise UserError(f'`{path}` is damaged or no safetensors file ({e})')
 
 # %% ../nbs/06_methods.ipynb #c3328c25
+def not_finite(tensors):  # dict: name -> tensor -> list of names
+    "The tensors that hold a NaN or an infinity."
+    return [k for k, v in tensors.items() if not v.isfinite().all()]
+
+def _spoilt(folder):  # weights of a checkpoint that are not finite, in words, or ''
+    wrong = [f'{file}: {k}' for file in (WEIGHTS, EMA) if (folder/file).exists() for k in not_finite(read_tensors(folder/file))]
+    return f'{len(wrong)} tensors are not finite (NaN or infinity), e.g. {wrong[0]}' if wrong else ''
+
 def _fault(folder):  # what is wrong with a checkpoint, or ''
     try:
         with safe_open(folder/WEIGHTS, 'pt') as f: f.keys()
     except (SafetensorError, OSError): return f'{WEIGHTS} cannot be opened'
     if not (folder/'config.json').exists(): return 'it has no config.json'
     wrong = wrong_sums(folder)
-    return f'{", ".join(wrong)} changed since it was written, see {SUMS}' if wrong else ''
+    return f'{", ".join(wrong)} changed since it was written, see {SUMS}' if wrong else _spoilt(folder)
 
 def newest(run):  # run folder or checkpoint folder -> checkpoint folder
     "The newest checkpoint of a run that is whole; raises `UserError` where there is none."
@@ -279,6 +287,7 @@ def newest(run):  # run folder or checkpoint folder -> checkpoint folder
     if run.is_symlink(): run = run.resolve()  # checkpoints/best
     if (run/WEIGHTS).exists():
         if wrong := wrong_sums(run): raise UserError(f'`{run}` is damaged: {", ".join(wrong)} changed since it was written, see {SUMS}')
+        if wrong := _spoilt(run): raise UserError(f'`{run}` is of no use: {wrong}; take an earlier checkpoint')
         return run
     found = sorted((run/'checkpoints').glob('step-*'), reverse=True)
     faults = {}

@@ -212,6 +212,7 @@ class Scenes:
         self.sizes = [min(self.chunk, self.n - i) for i in range(0, self.n, self.chunk)]
         self._kept = {} if self.n * 3 * size * size < 2**29 else None
     def __len__(self): return self.n
+    def __getstate__(self): return vars(self) | dict(_kept=None if self._kept is None else {})  # another process draws for itself
 
     def images(self, start, stop):  # -> (stop-start,3,S,S) uint8
         "Draw scenes `start` to `stop`."

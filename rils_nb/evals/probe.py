@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from ..core import UserError, noise
 from ..data import open_source
-from .harness import device_of, features, task
+from .harness import device_of, features, finite, task
 
 # %% ../../nbs/evals/13_probe.ipynb #a9867568
 def backbone(model):  # -> function of (B,3,S,S) uint8 -> (B,D)
@@ -54,6 +54,7 @@ def linear_probe(
     sweep=SWEEP,   # strengths of the data against the penalty, tried in this order
 ):  # -> top-1, chosen C
     "Accuracy of a linear classifier whose penalty is chosen on a part of the training set."
+    finite(x, 'training features'), finite(x_test, 'test features')
     mean, std = x.mean(0), x.std(0) + 1e-6
     x, x_test = (x - mean) / std, (x_test - mean) / std
     part = noise(torch.arange(len(x)), 1)[:, 0].argsort().to(x.device)
@@ -78,6 +79,7 @@ def knn(
     chunk=1024,        # test images at a time
 ):  # -> dict k -> (m,) predicted labels
     "Classes by the vote of the nearest training images."
+    finite(x, 'training features'), finite(x_test, 'test features')
     x, out = F.normalize(x, dim=-1), {k: [] for k in ks}
     for part in F.normalize(x_test, dim=-1).split(chunk):
         near, index = (part @ x.T).topk(min(max(ks), len(x)))                      # (m,k), the nearest first
@@ -91,6 +93,12 @@ def _match(train, source):  # labels of `train` -> labels of `source`, by the na
     if not a or not b or not set(b) <= set(a): return None
     return torch.tensor([b.index(n) if n in b else -1 for n in a])
 
+def _new(digest, tested):  # (n,) bool: images that are not tested
+    tested = set(tested)
+    new = torch.tensor([d not in tested for d in digest], dtype=torch.bool)
+    if not new.all(): print(f'{(~new).sum()} of {len(new)} training images of the probe are tested as well and left out of its training')
+    return new
+
 def training_half(
     model,       # Method or Library
     config,      # Config: batch and workers bound the work
@@ -99,8 +107,7 @@ def training_half(
     train_data,  # labelled data; empty = the run's, or half of the evaluation data
     n,           # at most so many images of train_data or of the run; 0 = all
 ):  # -> (features, labels) for training, (features, labels) for the test
-    "What a probe is trained and tested on."
-    encode = backbone(model)
+    "What a probe is trained and tested on, no image in both."
     own = '' if train_data else getattr(getattr(model, 'config', None), 'data', '')
     try: train = open_source(train_data or own, image_key=config.image_key, caption_key=config.caption_key) if train_data or own else None
     except UserError:
@@ -108,14 +115,21 @@ def training_half(
         train = None  # the run's data is elsewhere now
     table = _match(train, source) if train is not None and len(train) else None
     if table is None and train_data: raise UserError(f'`{train_data}` does not have all classes of the evaluation data, so no probe can learn them')
-    if table is None:
-        part = noise(torch.arange(len(f['labels'])), 2)[:, 1].argsort()
-        a, b = part[:(len(part) + 1) // 2], part[(len(part) + 1) // 2:]
-        return (f['image'][a], f['labels'][a]), (f['image'][b], f['labels'][b])
-    g = features(model, train, n, config.batch, config.workers, encode)
+    if table is None: return _halves(f)
+    g = features(model, train, n, config.batch, config.workers, backbone(model))
     if g['labels'] is None or g['labels'].max() >= len(table): raise UserError(f'some training samples of the probe have no label, or one beyond the {len(table)} class names')
-    y = table[g['labels']]
-    return (g['image'][y >= 0], y[y >= 0]), (f['image'], f['labels'])
+    y, new = table[g['labels']], _new(g['digest'], f['digest'])
+    keep = (y >= 0) & new
+    if new.any(): return (g['image'][keep], y[keep]), (f['image'], f['labels'])
+    if train_data: raise UserError(f'all {len(new)} training images of `{train_data}` are those of the test: give other data, or leave --train_data out to learn from a half')
+    print('the model was trained on the evaluation data, so the probe learns from one half of it and is tested on the other')
+    return _halves(f)
+
+def _halves(f):  # a dict of `features`, divided by chance
+    part = noise(torch.arange(len(f['labels'])), 2)[:, 1].argsort()
+    a, b = part[:(len(part) + 1) // 2], part[(len(part) + 1) // 2:]
+    a = a[_new([f['digest'][i] for i in a], [f['digest'][i] for i in b])]
+    return (f['image'][a], f['labels'][a]), (f['image'][b], f['labels'][b])
 
 @task('probe', 'labels')
 def probe(

@@ -12,7 +12,7 @@ __all__ = ['WORDINGS', 'QUESTIONS', 'UNSEEN', 'CHANCE', 'pair_classifier', 'pair
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .harness import device_of, evaluating, features, task, text_features, view_of
+from .harness import features, patch_features, task, text_features, won
 from .zeroshot import classifier
 from ..scenes import BACKGROUNDS, COLOURS, PAIRS, RELATIONS, SHAPES, SIZES, TEXTURES, Scenes
 
@@ -35,20 +35,22 @@ def pair_figures(
 ):  # -> dict
     "Colour, shape and pair of the winner among 64."
     scores = (F.normalize(z, dim=-1) @ w.T).view(-1, 8, 8)                    # (n,shape,colour)
-    best, shape, colour, each = scores.flatten(1).argmax(1), labels // 8, labels % 8, torch.arange(len(z))
-    mean = lambda hits: hits.float().mean().item()
-    return dict(colour=mean(best % 8 == colour), shape=mean(best // 8 == shape), pair=mean(best == labels),
-                colour_given_shape=mean(scores[each, shape].argmax(1) == colour), shape_given_colour=mean(scores[each, :, colour].argmax(1) == shape),
-                colour_alone=mean(_average(z, w.view(8, 8, -1).mean(0)) == colour), shape_alone=mean(_average(z, w.view(8, 8, -1).mean(1)) == shape))
+    each, pair, eight = torch.arange(len(z)), torch.arange(64), torch.arange(8)
+    label, shape, colour = labels[:, None], labels[:, None] // 8, labels[:, None] % 8
+    by_colour, by_shape = scores[each, shape[:, 0]], scores[each, :, colour[:, 0]]          # (n,8) each, the other being told
+    hits = dict(colour=won(scores.flatten(1), pair % 8 == colour), shape=won(scores.flatten(1), pair // 8 == shape), pair=won(scores.flatten(1), pair == label),
+                colour_given_shape=won(by_colour, eight == colour), shape_given_colour=won(by_shape, eight == shape),
+                colour_alone=won(_average(z, w.view(8, 8, -1).mean(0)), eight == colour), shape_alone=won(_average(z, w.view(8, 8, -1).mean(1)), eight == shape))
+    return {k: v.mean().item() for k, v in hits.items()}
 
-def _average(z, w): return (z @ F.normalize(w, dim=-1).T).argmax(1)  # winners among averaged prompts
+def _average(z, w): return z @ F.normalize(w, dim=-1).T  # scores against averaged prompts
 
 # %% ../../nbs/evals/14_scenes.ipynb #659a75cf
 def _choice(model, z, prompts, truth, n):  # (m,E), m lists of n texts, (m,) -> mean per class of the right choices
     texts = list(dict.fromkeys(t for p in prompts for t in p))
     w = dict(zip(texts, F.normalize(text_features(model, texts), dim=-1)))
-    hit = torch.stack([(torch.stack([w[t] for t in p]) @ x).argmax() for p, x in zip(prompts, z)]) == truth
-    return torch.stack([hit[truth == k].float().mean() for k in truth.unique()]).mean().item()
+    hits = won(torch.stack([torch.stack([w[t] for t in p]) @ x for p, x in zip(prompts, z)]), torch.arange(n) == truth[:, None])
+    return torch.stack([hits[truth == k].mean() for k in truth.unique()]).mean().item()
 
 QUESTIONS = dict(  # attribute -> its values, and the prompt for a value of it
     size=(list(SIZES), lambda v, c, s: _noun(v, c, s)),
@@ -88,15 +90,13 @@ def patch_figure(
     "Colour of the patch under each of two objects."
     if getattr(model, 'encode_tokens', None) is None: return {}
     index = index[:limit]
-    with evaluating(model):
-        z = [model.encode_tokens(torch.stack([view_of(model, source.image(i)) for i in part]).to(device_of(model))).float().cpu()
-             for part in np.array_split(index, -(-len(index) // 100))]
-    z, w = F.normalize(torch.cat(z), dim=-1), pair_classifier(model).view(8, 8, -1).mean(0)                # (n,N,E), (colour,E)
+    z = [patch_features(model, [source.image(i) for i in part]) for part in np.array_split(index, -(-len(index) // 100))]
+    z, w = torch.cat(z), pair_classifier(model).view(8, 8, -1).mean(0)                # (n,N,E), (colour,E)
     side = round(z.shape[1]**0.5)
     x, y = np.moveaxis((source.table['centre'][index] * side).astype(int).clip(0, side - 1), -1, 0)        # (n,2) each
     under = z.gather(1, torch.from_numpy(y * side + x)[..., None].expand(-1, -1, z.shape[-1]))              # (n,2,E)
-    hits = _average(under.flatten(0, 1), w) == torch.from_numpy(source.table['colour'][index]).flatten()
-    return dict(patch_colour=hits.float().mean().item(), patch_colour_chance=1/8)
+    hits = won(_average(under.flatten(0, 1), w), torch.arange(8) == torch.from_numpy(source.table['colour'][index]).view(-1, 1))
+    return dict(patch_colour=hits.mean().item(), patch_colour_chance=1/8)
 
 # %% ../../nbs/evals/14_scenes.ipynb #25e66a02
 UNSEEN = dict(outline=('colour', 'shape'), noise=('colour', 'shape'), blur=('colour', 'shape'), grey=('shape',), inverted=('shape',))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from ..core import UserError
-from .harness import features, task, text_features
+from .harness import features, finite, hit, task, text_features
 
 # %% ../../nbs/evals/11_zeroshot.ipynb #8ad97ae2
 TEMPLATES = ('a photo of a {}', 'a picture of a {}', 'an image of a {}', 'a {}', '{}')
@@ -55,12 +55,12 @@ def accuracy(
     labels,  # (n,)
 ):  # -> dict
     "Top-1, top-5, and top-1 averaged over the classes that occur."
-    n, c = scores.shape
-    best = scores.topk(min(5, c)).indices == labels[:, None]  # (n,5)
-    top1 = best[:, 0].float()
+    c, own = scores.shape[1], finite(scores, 'rows of scores').gather(1, labels[:, None])
+    top = lambda k: hit((scores > own).sum(1), (scores == own).sum(1), torch.ones(len(labels)), k)
+    top1 = top(1)
     per_class = [top1[labels == k].mean() for k in labels.unique()]
     out = dict(top1=top1.mean().item(), top1_chance=1 / c, mean_per_class=torch.stack(per_class).mean().item(), mean_per_class_chance=1 / c)
-    return out | (dict(top5=best.any(1).float().mean().item(), top5_chance=5 / c) if c > 5 else {})
+    return out | (dict(top5=top(5).mean().item(), top5_chance=5 / c) if c > 5 else {})
 
 # %% ../../nbs/evals/11_zeroshot.ipynb #35061533
 def _names(source):
