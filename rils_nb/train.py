@@ -375,6 +375,7 @@ def unusable(
     norm,  # scalar tensor, of the gradients
 ):  # -> scalar tensor, 1 or 0
     "Whether an update with this gradient would spoil the weights or what the optimizer remembers."
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # FSDP's, which all processes put together
     return (~(loss.detach().isfinite() & norm.float().square().isfinite())).float()
 
 # %% ../nbs/07_train.ipynb #8e16c778

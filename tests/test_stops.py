@@ -236,6 +236,18 @@ def test_a_nan_in_one_of_two_processes(two):
     for words, in two.came['nan']: assert 'not finite for 5 steps up to step 10' in words and 'the last good checkpoint stands' in words
     assert newest(two.d/'nan').name == 'step-0000005'
 
+@pytest.mark.parametrize('run', ['one_steep', 'one_steep_with_all', 'one_steep_in_shards'])
+def test_an_infinite_slope_in_one_of_two_processes(two, run):
+    assert two.came[run] == [[0], [0]]
+    assert saved(two.d/run) == [1, 2, 3, 4, 5, 7, 8, 9]                                  # none after the step that was skipped
+    assert [r['skipped'] for r in read_jsonl(two.d/run/'log.jsonl')] == [0] * 5 + [1] + [0] * 3
+    files = list((two.d/run/'checkpoints').glob('step-*/*.safetensors'))
+    assert len(files) == 3 * 8 and all(v.isfinite().all() for f in files for v in read_tensors(f).values())
+
+def test_infinite_slopes_in_one_of_two_processes(two):
+    for words, in two.came['steep']: assert 'not finite for 5 steps up to step 10' in words and 'the last good checkpoint stands' in words
+    assert newest(two.d/'steep').name == 'step-0000005'
+
 def test_two_processes_are_stopped_in_an_evaluation(two):
     assert two.came['evaluating'] == [[signal.SIGTERM]] * 2 and two.seconds['evaluating'] < 20
     assert saved(two.d/'evaluating') == [3]

@@ -30,6 +30,9 @@ class Told(MAE):
         self.keys.append(batch['keys'].tolist())
         out, plan = super().forward(batch), self.plans.get((RANK, round(batch['progress'] * self.config.steps)))
         if plan == 'nan': out['loss'] = out['loss'] * float('nan')
+        elif plan == 'steep':                                                # the same loss, with an infinite slope
+            w = self.decoder.head.weight.flatten()[0]
+            out['loss'] = out['loss'] + (w - w.detach()).sqrt()
         elif plan: os.kill(os.getpid(), plan)
         return out
 
@@ -79,6 +82,9 @@ if __name__ == '__main__':
     run('stopped', resume=True, workers=2)
     run('grown', resume=True)                                # begun by one process
     run('one_nan', {(1, 5): 'nan'})
+    run('one_steep', {(1, 5): 'steep'}, save_every=1)
+    run('one_steep_with_all', {(1, 5): 'steep'}, save_every=1, clip_grad=0.1, accum=2, eval_data='scenes:split=val,n=50', tasks='weights', eval_every=1, best='weights/sum')
+    run('steep', {(1, s): 'steep' for s in range(5, 99)}, steps=30, save_every=1)
     run('nan', {(1, s): 'nan' for s in range(5, 99)}, steps=30, save_every=1)
     threading.Thread(target=told_while_evaluating).start()
     run('evaluating', steps=3, eval_data='scenes:split=val,n=50', tasks='endless')
@@ -86,6 +92,7 @@ if __name__ == '__main__':
     run('sharded', {(1, 2): TERM})
     run('sharded', {(0, 6): TERM}, resume=True, eval_data='scenes:split=val,n=50', tasks='weights', eval_every=1, best='weights/sum')
     run('sharded', resume=True)
+    run('one_steep_in_shards', {(1, 5): 'steep'}, save_every=1)
     run('clipped_in_shards', clip_grad=0.1, checkpointing=True, accum=2)
     train.Accelerator = Accelerator
     run('clipped', clip_grad=0.1)
