@@ -51,7 +51,7 @@ class Config:
     ema:float=0.0             # decay of an average of the weights, e.g. 0.9998, which is what evaluations then use; 0 = none
     # machine
     seed:int=0                # of everything: weights, order, crops, captions, masks
-    precision:str='auto'      # bf16, float32, or auto: bf16 where the hardware has it
+    precision:str='auto'      # bf16, float32 (exact: no TF32), or auto: bf16 where the hardware has it
     processes:int=0           # how many processes there must be; 0 = as many as were started
     accum:int=1               # parts in which each process works through its share of the batch; exact, saves memory
     checkpointing:bool=False  # recompute activations in the backward pass: far less memory, a third more time

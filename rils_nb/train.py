@@ -98,7 +98,7 @@ def start(config):  # -> Accelerator
     for t in trackers:
         if t not in ('tensorboard', 'wandb'): raise UserError(f'unknown tracker `{t}` (valid: tensorboard, wandb)')
         if not importlib.util.find_spec(t): raise UserError(f'the tracker `{t}` is not installed: pip install {t}')
-    torch.set_float32_matmul_precision('high')
+    torch.set_float32_matmul_precision('highest' if config.precision == 'float32' else 'high')  # whoever types float32 means it; else TF32 on GPUs
     if not torch.cuda.is_available(): tune_cpu(bf16)
     ddp = DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType('bf16' if config.reduce == 'bf16' else 'no'))
     acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision='bf16' if bf16 else 'no', log_with=trackers or None, project_dir=config.out,
