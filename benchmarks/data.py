@@ -18,7 +18,10 @@ import psutil
 import torch
 import webdataset as wds
 from PIL import Image, ImageOps
-from rils_nb import data
+from rils_nb import samples
+from rils_nb.loader import loader
+from rils_nb.packing import pack
+from rils_nb.readers import open_source
 from rils_nb.config import Config
 from rils_nb.model import SIZES, ImageEncoder
 from sklearn.datasets import load_sample_images
@@ -44,7 +47,7 @@ args = parser.parse_args()
 
 def shards(folder, n, width, height, captions=1):
     "Write `n` images with captions of 11 words and a made-up name into 4 shards; returns their pattern."
-    rng, words = random.Random(0), [w[:-4] for w in data._tokenizer().encoder if w.endswith('</w>') and w[:-4].isalpha()]
+    rng, words = random.Random(0), [w[:-4] for w in samples._tokenizer().encoder if w.endswith('</w>') and w[:-4].isalpha()]
     photos = [Image.fromarray(x) for x in load_sample_images().images]
     with wds.ShardWriter(f'{folder}/%d.tar', maxcount=n // 4, encoder=False, verbose=0) as writer:
         for i in range(n):
@@ -68,9 +71,9 @@ def theirs(pattern):
 
 def ours(pattern):
     "Our batches of uint8 images, on the device."
-    data._tokens.cache_clear()  # as if every caption came for the first time
+    samples._tokens.cache_clear()  # as if every caption came for the first time
     config = Config(data=pattern, image_size=224, crop=args.crop, batch=args.batch, workers=args.workers)
-    for batch in data.loader(config, data.open_source(pattern), ('image', 'tokens')): yield batch['image'].to(args.device, non_blocking=True)
+    for batch in loader(config, open_source(pattern), ('image', 'tokens')): yield batch['image'].to(args.device, non_blocking=True)
 
 encoder = ImageEncoder(SIZES['tiny'].timm, 32).to(args.device)
 def normalised(pattern):
@@ -106,10 +109,10 @@ def speed(folder):
 def memory(folder):
     "Resident memory in MB of this process and its workers at every 20,000th sample; returns the rows."
     pattern, rows, batch = shards(folder, 10_000, 32, 32, captions=10), [], 100
-    source = data.open_source(pattern)
+    source = open_source(pattern)
     for workers in (0, 2):
         config, held = Config(data=pattern, image_size=32, crop=args.crop, batch=batch, workers=workers), []
-        for step, _ in enumerate(data.loader(config, source, ('image', 'tokens'), steps=200_000 // batch), 1):
+        for step, _ in enumerate(loader(config, source, ('image', 'tokens'), steps=200_000 // batch), 1):
             if step * batch % 20_000 == 0: held.append([p.memory_info().rss / 2**20 for p in (psutil.Process(), *psutil.Process().children())])
         rows.append(dict(name=f'{workers} workers', megabytes=held))
         at = lambda i: ' + '.join(f'{m:.1f}' for m in held[i])

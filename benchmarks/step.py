@@ -91,8 +91,9 @@ def turn(name):
     "Seconds of each counted step, peak memory, FLOPs of a step, FLOPs a second of a large matrix product."
     import torch
     from rils_nb.config import Config
-    from rils_nb.core import key, tune_cpu
-    from rils_nb.train import optimizer_of
+    from rils_nb.core import key
+    from rils_nb.processes import tune_cpu
+    from rils_nb.optim import optimizer_of
     from torch.utils.flop_counter import FlopCounterMode
     foreign = ' ' in name
     if args.device == 'cpu' and (name.endswith('+settings') or not foreign): tune_cpu(args.precision == 'bf16')

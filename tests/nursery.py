@@ -6,8 +6,7 @@ A job is a line of JSON: `argv` of rils-train, `log` for its output, and perhaps
 import ctypes, json, os, resource, sys
 
 import torch
-from rils_nb import train
-from rils_nb.evals import harness
+from rils_nb import harness, train
 
 def plain():
     "Give up the right of root to write everywhere (CAP_DAC_OVERRIDE)."

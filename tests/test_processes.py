@@ -37,7 +37,7 @@ def test_two_processes_equal_one(two, run):
 TINY = ['--data', 'scenes:n=64', '--eval_data', '', '--batch', '16', '--precision', 'float32', '--log_every', '1']
 
 def weights(run):
-    from rils_nb.methods import WEIGHTS, newest, read_tensors
+    from rils_nb.runs import WEIGHTS, newest, read_tensors
     return read_tensors(newest(run)/WEIGHTS)
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_stopped_by_a_signal_and_resumed(tmp_path, signum):
             time.sleep(0.1)
         run.send_signal(signum)
         assert run.wait(timeout=20) == 128 + signum, (tmp_path/'out').read_text()
-    from rils_nb.methods import newest
+    from rils_nb.runs import newest
     assert 3 <= int(newest(tmp_path/'run').name[-7:]) < 60
     assert 'continue with --resume' in (tmp_path/'out').read_text()
     subprocess.run([*args, '--out', str(tmp_path/'run'), '--resume', '--workers', '2'], env=ENV, check=True, timeout=200, capture_output=True)

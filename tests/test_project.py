@@ -76,18 +76,31 @@ def code_of(nb):
     cells = [c.source for c in read_nb(nb).cells if c.cell_type == 'code' and not c.source.lstrip().startswith('%%')]
     return '\n'.join(re.sub(r'^(\s*)[!%].*$', r'\1pass', s, flags=re.M) for s in cells)
 
-def test_a_notebook_imports_only_what_stands_before_it():
-    exports = {module_of(nb): name_of(nb) for nb in NOTEBOOKS if module_of(nb)}  # module -> notebook
-    numbered = lambda n: n[0].isdigit()
-    train = next((n for m, n in exports.items() if m == 'rils_nb.train'), '07')
-    def allowed(this, other, module):
-        if not numbered(this) and not this.startswith('evals/'): return True  # tutorials and explanations
-        if numbered(this) and numbered(other): return other <= this
-        if numbered(this): return this >= train  # evaluations are known to the trainer and to what follows it
-        return other <= this if not numbered(other) else module not in ('rils_nb.train', 'rils_nb.export')
-    wrong = [f'{name_of(nb)} imports {m} ({exports[m]})' for nb in NOTEBOOKS for m in sorted(set(imports_of(code_of(nb), 'rils_nb')))
-             if m in exports and not allowed(name_of(nb), exports[m], m)]
-    assert not wrong, '\n'.join(wrong)
+def number_of(nb): return int(nb.name[:2]) if nb.name[:2].isdigit() else None
+
+def modules():  # -> dict: module -> (number, names of modules that its notebook's exported code imports)
+    "The import graph, from the notebooks."
+    books = {module_of(nb): nb for nb in NOTEBOOKS if module_of(nb)}
+    def exported(nb): return '\n'.join(c.source for c in read_nb(nb).cells if c.cell_type == 'code' and c.directive('export') is not None)
+    return {m: (number_of(nb), {i for i in imports_of(exported(nb), 'rils_nb') if i in books and i != m}) for m, nb in books.items()}
+
+def test_arrows_only_run_down():
+    "Each module has a number of its own and imports only what has a lower one. `pytest -s` prints the graph."
+    graph = modules()
+    numbers = [n for n, _ in graph.values()]
+    assert None not in numbers and len(set(numbers)) == len(numbers), sorted(graph.items(), key=lambda m: str(m[1][0]))
+    print()
+    for m, (n, needs) in sorted(graph.items(), key=lambda m: m[1][0]):
+        lines = len((ROOT/(m.replace('.', '/') + '.py')).read_text(encoding='utf-8').splitlines())
+        print(f'{n:02} {m.removeprefix("rils_nb."):18} {lines:4} lines   ' + ' '.join(sorted(i.removeprefix('rils_nb.') for i in needs)))
+        assert lines <= 310, f'{m} has {lines} lines: which of its subjects should move out?'
+    up = [f'{m} ({n}) imports {i} ({graph[i][0]})' for m, (n, needs) in graph.items() for i in needs if graph[i][0] > n]
+    assert not up, '\n'.join(up)
+
+def test_a_notebook_tests_with_what_stands_before_it():
+    books = {module_of(nb): nb for nb in NOTEBOOKS if module_of(nb)}
+    up = [f'{name_of(nb)} imports {i}' for m, nb in books.items() for i in set(imports_of(code_of(nb), 'rils_nb')) if i in books and number_of(books[i]) > number_of(nb)]
+    assert not up, '\n'.join(up)
 
 def test_no_module_imports_itself_in_a_circle():
     name = lambda p: '.'.join(p.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')

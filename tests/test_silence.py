@@ -12,16 +12,18 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from accelerate.state import AcceleratorState
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from rils_nb import data
+from rils_nb import harness, loader as loading
 from rils_nb.config import Config
 from rils_nb.core import UserError, read_jsonl
-from rils_nb.data import loader, open_source, pack
-from rils_nb.evals import harness
-from rils_nb.evals.features import OpenCLIP, Timm, features, text_features, view_of
+from rils_nb.readers import open_source
+from rils_nb.loader import loader
+from rils_nb.packing import pack
+from rils_nb.features import OpenCLIP, Timm, features, text_features, view_of
 from rils_nb.evals.probe import probe
 from rils_nb.evals.retrieval import recall, retrieval
 from rils_nb.evals.zeroshot import accuracy, zeroshot
-from rils_nb.methods import EMA, METHODS, WEIGHTS, RILS, load, make, newest, read_tensors
+from rils_nb.methods import METHODS, RILS, make
+from rils_nb.runs import EMA, WEIGHTS, load, newest, read_tensors
 from rils_nb.scenes import Scenes
 from rils_nb.train import fit
 
@@ -169,7 +171,7 @@ def test_sources_and_views_can_be_sent(sources, what):
 def test_training_and_evaluation_with_spawned_workers(sources, tmp_path, monkeypatch):
     config = replace(SMALL, data=sources['shards'], eval_data=f'{tmp_path}/v-*.tar', tasks='retrieval', crop=0.5, steps=3, save_every=9)
     assert fit(replace(config, out=str(tmp_path/'alone'))) == 0
-    monkeypatch.setattr(data, 'START', 'spawn')
+    monkeypatch.setattr(loading, 'START', 'spawn')
     assert fit(replace(config, out=str(tmp_path/'run'), workers=2)) == 0
     a, b = (read_tensors(newest(tmp_path/r)/WEIGHTS) for r in ('alone', 'run'))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -226,7 +228,8 @@ def test_equal_scores_are_chance(label):
 
 ENDLESS = '''
 import resource, sys
-from rils_nb.data import BadSample, open_source
+from rils_nb.samples import BadSample
+from rils_nb.readers import open_source
 now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 2**31,) * 2)  # two gigabytes more
 source = open_source(sys.argv[1])
@@ -246,14 +249,14 @@ def test_files_without_an_end(tmp_path):
 
 SCAN = '''
 import os, sys, time
-from rils_nb import data
-scan = data.scan
+from rils_nb import readers, shards
+scan = shards.scan
 def counted(path):
     with open(sys.argv[2], 'a') as f: print(path, file=f)
     time.sleep(0.2)
     return scan(path)
-data.scan = counted
-print(len(data.open_source(sys.argv[1])))
+shards.scan = counted
+print(len(readers.open_source(sys.argv[1])))
 '''
 
 def test_one_process_of_a_machine_scans(tmp_path):
@@ -274,7 +277,7 @@ def test_a_table_takes_little_more_than_its_text(tmp_path):
 
 def test_an_old_run_keeps_its_order(tmp_path):
     "Checkpoints of before say nothing of the window, which was 20,000 samples then."
-    from rils_nb.train import order_of
+    from rils_nb.runs import order_of
     config = replace(SMALL, out=str(tmp_path/'run'), steps=2)
     assert fit(config) == 0
     folder = newest(tmp_path/'run')

@@ -9,8 +9,9 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from rils_nb.core import read_jsonl, wrong_sums
-from rils_nb.data import open_source, pack
-from rils_nb.methods import EMA, WEIGHTS, load, newest, read_tensors
+from rils_nb.readers import open_source
+from rils_nb.packing import pack
+from rils_nb.runs import EMA, WEIGHTS, load, newest, read_tensors
 from rils_nb.train import fit
 
 HERE = Path(__file__).parent

@@ -10,9 +10,11 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from rils_nb.config import Config
-from rils_nb.core import key, world
+from rils_nb.core import key
+from rils_nb.processes import world
 from rils_nb.methods import METHODS, RILS, make
-from rils_nb.train import gathered, optimizer_of
+from rils_nb.processes import gathered
+from rils_nb.optim import optimizer_of
 
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
 RUNS = dict(clip='', mae=PIXELS, mae_clip=PIXELS, rils='', rils_one_sided='', rils_none_matched='', rils_prototypes='prototype_grad=true')

@@ -12,10 +12,10 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from rils_nb import train
+from rils_nb import harness, machine, train
 from rils_nb.config import Config
-from rils_nb.core import UserError, world, write_text
-from rils_nb.evals import harness
+from rils_nb.core import UserError, write_text
+from rils_nb.processes import world
 from rils_nb.methods import METHODS, MAE
 
 RANK, OUT = int(os.environ.get('RANK', 0)), Path(sys.argv[1]) if __name__ == '__main__' else None
@@ -88,13 +88,13 @@ if __name__ == '__main__':
     run('nan', {(1, s): 'nan' for s in range(5, 99)}, steps=30, save_every=1)
     threading.Thread(target=told_while_evaluating).start()
     run('evaluating', steps=3, eval_data='scenes:split=val,n=50', tasks='endless')
-    train.Accelerator = Sharded
+    machine.Accelerator = Sharded
     run('sharded', {(1, 2): TERM})
     run('sharded', {(0, 6): TERM}, resume=True, eval_data='scenes:split=val,n=50', tasks='weights', eval_every=1, best='weights/sum')
     run('sharded', resume=True)
     run('one_steep_in_shards', {(1, 5): 'steep'}, save_every=1)
     run('clipped_in_shards', clip_grad=0.1, checkpointing=True, accum=2)
-    train.Accelerator = Accelerator
+    machine.Accelerator = Accelerator
     run('clipped', clip_grad=0.1)
     run('no_data', data='scenes:n=64' if RANK == 0 else 'scenes:n=none')
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20 if RANK == 0 else 2**30, resource.RLIM_INFINITY))
