@@ -22,7 +22,7 @@ os.environ['MPLBACKEND'] = 'Agg'  # for the commands that notebooks start
 
 ROOT = Path(__file__).parent
 HEAVY = ['torch', 'torchvision', 'timm', 'open_clip', 'accelerate', 'webdataset', 'sklearn.linear_model', 'matplotlib.pyplot', 'nbdev.showdoc']
-LIMIT, SLOW_LIMIT = 420, 3600  # seconds after which a notebook is stopped, without and with its slow cells
+LIMIT, SLOW_LIMIT = 1800, 7200  # seconds after which a notebook is stopped, without and with its slow cells
 
 def pytest_addoption(parser):
     parser.addoption('--notebook-workers', type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),

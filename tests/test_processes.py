@@ -5,30 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ENV
+from rils_nb.core import read_jsonl
+from rils_nb.runs import WEIGHTS, newest, read_tensors
 from three_steps import RUNS, three_steps
 
-HERE = Path(__file__).parent
-ENV = dict(os.environ, OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='1')
-
-def launch(args, log, timeout=300):
+def launch(args, log, timeout=900):
     "Start two processes; their output goes to a file, because workers that are left behind keep pipes open."
     with open(log, 'w') as f:
         code = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', *map(str, args)],
                               stdout=f, stderr=subprocess.STDOUT, env=ENV, timeout=timeout).returncode
     return code, Path(log).read_text()
 
-@pytest.fixture(scope='module')
-def two(tmp_path_factory):
-    d = tmp_path_factory.mktemp('two')
-    code, log = launch([HERE/'three_steps.py', d/'two.pt'], d/'log')
-    assert code == 0, log
-    return torch.load(d/'two.pt')
-
 one = cache(three_steps)
 
 @pytest.mark.parametrize('run', RUNS)
-def test_two_processes_equal_one(two, run):
-    a, b = two[run], dict(one(run.removesuffix('_fsdp').removesuffix('_accum')))  # the plain run by one process
+def test_two_processes_equal_one(nursery, tmp_path, run):
+    nursery.together('three_steps:begin', run, tmp_path/'two.pt', log=tmp_path/'log')
+    a, b = torch.load(tmp_path/'two.pt'), dict(one(run.removesuffix('_fsdp').removesuffix('_accum')))  # the plain run by one process
     assert (a.pop('world'), b.pop('world')) == (2, 1)
     assert a.keys() == b.keys()
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-6, msg=lambda m: f'{run} {k}: {m}')
@@ -36,15 +30,13 @@ def test_two_processes_equal_one(two, run):
 
 TINY = ['--data', 'scenes:n=64', '--eval_data', '', '--batch', '16', '--precision', 'float32', '--log_every', '1']
 
-def weights(run):
-    from rils_nb.runs import WEIGHTS, newest, read_tensors
-    return read_tensors(newest(run)/WEIGHTS)
+def weights(run): return read_tensors(newest(run)/WEIGHTS)
 
 @pytest.mark.slow
 def test_trainer_with_two_processes_equals_one(tmp_path):
     code, log = launch(['-m', 'rils_nb.train', *TINY, '--steps', '4', '--eps', '0.01', '--processes', '2', '--workers', '1', '--out', tmp_path/'two'], tmp_path/'log')
     assert code == 0 and '2 processes x 8' in log, log
-    subprocess.run([sys.executable, '-m', 'rils_nb.train', *TINY, '--steps', '4', '--eps', '0.01', '--out', str(tmp_path/'one')], env=ENV, check=True, timeout=200, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'rils_nb.train', *TINY, '--steps', '4', '--eps', '0.01', '--out', str(tmp_path/'one')], env=ENV, check=True, timeout=900, capture_output=True)
     a, b = weights(tmp_path/'two'), weights(tmp_path/'one')
     moved = 0
     for k in a:
@@ -52,23 +44,17 @@ def test_trainer_with_two_processes_equals_one(tmp_path):
         moved += (a[k] - b[k]).abs().sum() > 0
     assert moved, 'bit for bit equal: were there two processes?'
 
-@pytest.mark.slow
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
-def test_stopped_by_a_signal_and_resumed(tmp_path, signum):
-    args = [sys.executable, '-m', 'rils_nb.train', *TINY, '--steps', '60']
-    subprocess.run([*args, '--out', str(tmp_path/'whole')], env=ENV, check=True, timeout=200, capture_output=True)
-    with open(tmp_path/'out', 'w') as f:
-        run = subprocess.Popen([*args, '--out', str(tmp_path/'run')], env=ENV, stdout=f, stderr=subprocess.STDOUT)
-        log = tmp_path/'run'/'log.jsonl'
-        for _ in range(600):
-            if log.exists() and len(log.read_text().splitlines()) >= 3: break
-            time.sleep(0.1)
-        run.send_signal(signum)
-        assert run.wait(timeout=20) == 128 + signum, (tmp_path/'out').read_text()
-    from rils_nb.runs import newest
-    assert 3 <= int(newest(tmp_path/'run').name[-7:]) < 60
-    assert 'continue with --resume' in (tmp_path/'out').read_text()
-    subprocess.run([*args, '--out', str(tmp_path/'run'), '--resume', '--workers', '2'], env=ENV, check=True, timeout=200, capture_output=True)
+def test_stopped_by_a_signal_and_resumed(nursery, tmp_path, signum):
+    argv = [*TINY, '--steps', 60]
+    assert nursery.run([*argv, '--out', tmp_path/'whole'], tmp_path/'log')[0] == 0
+    pid = nursery.start([*argv, '--out', tmp_path/'run'], tmp_path/'log')
+    while len(read_jsonl(tmp_path/'run'/'log.jsonl')) < 3: time.sleep(0.01)
+    os.kill(pid, signum)
+    assert nursery.wait() == 128 + signum, (tmp_path/'log').read_text()
+    assert 3 <= int(newest(tmp_path/'run').name[-7:]) < 60 and 'continue with --resume' in (tmp_path/'log').read_text()
+    code, said = nursery.run([*argv, '--out', tmp_path/'run', '--resume', '--workers', 2], tmp_path/'log')
+    assert code == 0, said
     a, b = weights(tmp_path/'whole'), weights(tmp_path/'run')
     assert all(torch.equal(a[k], b[k]) for k in a)
 

@@ -156,7 +156,7 @@ def test_the_site_can_be_made_up_to_quarto(copy):
     shutil.copytree(ROOT/'rils_nb', copy/'rils_nb', dirs_exist_ok=True)
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=2)'
     (copy/'make.py').write_text(code)
-    out = subprocess.run([sys.executable, 'make.py'], cwd=copy, capture_output=True, text=True, timeout=300)
+    out = subprocess.run([sys.executable, 'make.py'], cwd=copy, capture_output=True, text=True, timeout=900)
     assert out.returncode == 0, out.stderr.rpartition('Exception: ')[2] or out.stderr
     made = {p.relative_to(copy/'_proc').as_posix() for p in (copy/'_proc').rglob('*.ipynb')}
     assert made == {name_of(p) for p in NOTEBOOKS}
@@ -241,7 +241,7 @@ def run_pytest(folder, *args):
     shutil.copy(ROOT/'conftest.py', folder)
     (folder/'pyproject.toml').write_text((ROOT/'pyproject.toml').read_text(encoding='utf-8'), encoding='utf-8')
     (folder/'tests').mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', *args], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', *args], cwd=folder, capture_output=True, text=True, timeout=900)
 
 def notebook(path, *sources):
     path.parent.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from rils_nb.core import UserError, read_jsonl
 from rils_nb.readers import open_source
 from rils_nb.loader import loader
 from rils_nb.packing import pack
-from rils_nb.features import OpenCLIP, Timm, features, text_features, view_of
+from rils_nb.features import OpenCLIP, Timm, text_features, view_of
 from rils_nb.evals.probe import probe
 from rils_nb.evals.retrieval import recall, retrieval
 from rils_nb.evals.zeroshot import accuracy, zeroshot
@@ -177,8 +177,6 @@ def test_training_and_evaluation_with_spawned_workers(sources, tmp_path, monkeyp
     assert all(torch.equal(a[k], b[k]) for k in a)
     a, b = (read_jsonl(tmp_path/r/'results.jsonl')[0]['metrics'] for r in ('alone', 'run'))
     assert a == b
-    table = open_source(sources['table'])
-    torch.testing.assert_close(features(make(SMALL), table, workers=2)['image'], features(make(SMALL), table)['image'])
 
 # 6. and 7. Runs from a notebook
 
@@ -242,7 +240,7 @@ def test_files_without_an_end(tmp_path):
     Image.new('RGB', (8, 8)).save(tmp_path/'a.png')
     with open(tmp_path/'vast.png', 'wb') as f: f.truncate(2**40)
     (tmp_path/'t.csv').write_text('image,caption\na.png,a\n/dev/zero,b\nvast.png,c\n')
-    out = subprocess.run([sys.executable, '-c', ENDLESS, str(tmp_path/'t.csv')], capture_output=True, text=True, timeout=300)
+    out = subprocess.run([sys.executable, '-c', ENDLESS, str(tmp_path/'t.csv')], capture_output=True, text=True, timeout=900)
     assert (out.returncode, out.stdout.split()) == (0, ['file', 'file']), out.stderr[-500:]
 
 # Their relatives
@@ -263,7 +261,7 @@ def test_one_process_of_a_machine_scans(tmp_path):
     pack(open_source('scenes:n=40'), tmp_path/'s', per_shard=5)
     ranks = [subprocess.Popen([sys.executable, '-c', SCAN, f'{tmp_path}/s-*.tar', str(tmp_path/'scans')], stdout=subprocess.PIPE, text=True,
                               env=dict(os.environ, LOCAL_WORLD_SIZE='3')) for _ in range(3)]
-    assert [p.communicate(timeout=200)[0].strip() for p in ranks] == ['40'] * 3
+    assert [p.communicate(timeout=900)[0].strip() for p in ranks] == ['40'] * 3
     assert len((tmp_path/'scans').read_text().splitlines()) == 8
 
 def test_a_table_takes_little_more_than_its_text(tmp_path):

@@ -1,8 +1,4 @@
-"""Three steps of every method on one global batch of 8, shared by however many processes there are: loss, gradients and weights go to a file.
-
-    python -m torch.distributed.run --nproc_per_node 2 tests/three_steps.py OUT
-"""
-import os, sys
+"""Three steps of every method on one global batch of 8, shared by however many processes there are: loss, gradients and weights go to a file."""
 from dataclasses import replace
 
 import torch
@@ -67,10 +63,7 @@ def three_steps(run):  # -> dict of tensors
         method.after_step()
     return kept | gathered({f'weight/{k}': v for k, v in method.state_dict().items()}, True) | dict(world=torch.tensor(n))
 
-if __name__ == '__main__':
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo')
-    results = {run: three_steps(run) for run in RUNS}
-    if world()[0] == 0: torch.save(results, sys.argv[1])
-    dist.destroy_process_group()
-    os._exit(0)  # at the interpreter's end, gloo's threads sometimes abort after FSDP: one run of 24 (torch 2.15)
+def begin(run, out):
+    "One of the processes that share the batch."
+    kept = three_steps(run)
+    if world()[0] == 0: torch.save(kept, out)

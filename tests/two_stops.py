@@ -1,12 +1,12 @@
-"""What two processes do when one of them is told to stop, meets a NaN, lacks the data, or cannot write. Each case is a whole run; results go to a folder.
+"""What two processes do when one of them is told to stop, meets a NaN, lacks the data, or cannot write.
 
-    python -m torch.distributed.run --nproc_per_node 2 tests/two_stops.py OUT
+Each case is a function of a `Case`, and a group of processes of its own (nursery.py), so that one which fails fails alone.
 """
-import json, os, resource, signal, sys, threading, time
+import json, os, resource, signal, time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
+import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
@@ -14,11 +14,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from rils_nb import harness, machine, train
 from rils_nb.config import Config
-from rils_nb.core import UserError, write_text
+from rils_nb.core import Registry, UserError, write_text
 from rils_nb.processes import world
 from rils_nb.methods import METHODS, MAE
 
-RANK, OUT = int(os.environ.get('RANK', 0)), Path(sys.argv[1]) if __name__ == '__main__' else None
 BASE = Config(method='told', opts='decoder_width=32,decoder_depth=1,decoder_heads=2', data='scenes:n=64', eval_data='', tasks='', batch=16, steps=9,
               eps=0.01, precision='float32', save_every=4, keep=9, log_every=1, processes=2, ema=0.9)
 
@@ -28,7 +27,7 @@ class Told(MAE):
     plans, keys = {}, []  # (rank, step) -> what happens; the samples of each step
     def forward(self, batch):
         self.keys.append(batch['keys'].tolist())
-        out, plan = super().forward(batch), self.plans.get((RANK, round(batch['progress'] * self.config.steps)))
+        out, plan = super().forward(batch), self.plans.get((world()[0], round(batch['progress'] * self.config.steps)))
         if plan == 'nan': out['loss'] = out['loss'] * float('nan')
         elif plan == 'steep':                                                # the same loss, with an infinite slope
             w = self.decoder.head.weight.flatten()[0]
@@ -38,14 +37,12 @@ class Told(MAE):
 
 @harness.task('endless')
 def endless(model, config, source):
-    write_text(OUT/'evaluating.now', '')
-    time.sleep(60)
-    return {}
-
-def told_while_evaluating():
-    "Stop this process once the evaluation is under way."
-    while not (OUT/'evaluating.now').exists(): time.sleep(0.05)
+    "An evaluation in which both processes are told to stop: this one, and the one that waits for it."
+    other = Path(config.out).with_name('pid-1')
+    os.kill(int(other.read_text()), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(3600)
+    return {}
 
 @harness.task('weights')
 def weights(model, config, source): return dict(sum=float(sum(p.double().abs().sum() for p in model.parameters())), n=1)
@@ -64,41 +61,69 @@ class Sharded(Accelerator):
         return model, optimizer
     def end_training(self): AcceleratorState._reset_state()
 
-def run(name, plans={}, **fields):
-    "A run under OUT/name; what came of it is appended to OUT/RANK.json."
-    Told.plans, Told.keys, t = plans, [], time.time()
-    try: came = train.fit(replace(BASE, out=str(OUT/name), **fields))
-    except UserError as e: came = f'{type(e).__name__}: {e}'
-    came = dict(run=name, came=came, seconds=time.time() - t, world=world()[1], rank=world()[0], keys=Told.keys)
-    with open(OUT/f'{RANK}.jsonl', 'a') as f: f.write(json.dumps(came) + '\n')
+class Case:
+    "Runs of one case, in one of two processes; what came of them is appended to OUT/RANK.jsonl."
+    def __init__(self, out): self.out, self.rank = Path(out), world()[0]
+    def run(self, plans={}, name='run', **fields):
+        Told.plans, Told.keys = plans, []
+        try: came = train.fit(replace(BASE, out=str(self.out/name), **fields))
+        except UserError as e: came = f'{type(e).__name__}: {e}'
+        row = dict(run=name, came=came, world=world()[1], rank=self.rank, keys=Told.keys)
+        with open(self.out/f'{self.rank}.jsonl', 'a') as f: f.write(json.dumps(row) + '\n')
 
-if __name__ == '__main__':
-    torch.set_num_threads(1)
+CASES = Registry('case')
+case, TERM = CASES.register(), signal.SIGTERM
+EVALUATED = dict(eval_data='scenes:split=val,n=50', tasks='weights', eval_every=1, best='weights/sum')
+
+def begin(name, out):
+    "One of the two processes of a case."
+    Path(out).mkdir(parents=True, exist_ok=True)
     Accelerator.end_training = lambda self: None  # the processes stay together for the next run
-    TERM = signal.SIGTERM
-    run('whole')
-    run('stopped', {(1, 2): TERM})                           # process 1 alone is told, in step 2
-    run('stopped', {(0, 6): TERM}, resume=True, workers=1)   # then process 0 alone, in step 6
-    run('stopped', resume=True, workers=2)
-    run('grown', resume=True)                                # begun by one process
-    run('one_nan', {(1, 5): 'nan'})
-    run('one_steep', {(1, 5): 'steep'}, save_every=1)
-    run('one_steep_with_all', {(1, 5): 'steep'}, save_every=1, clip_grad=0.1, accum=2, eval_data='scenes:split=val,n=50', tasks='weights', eval_every=1, best='weights/sum')
-    run('steep', {(1, s): 'steep' for s in range(5, 99)}, steps=30, save_every=1)
-    run('nan', {(1, s): 'nan' for s in range(5, 99)}, steps=30, save_every=1)
-    threading.Thread(target=told_while_evaluating).start()
-    run('evaluating', steps=3, eval_data='scenes:split=val,n=50', tasks='endless')
+    CASES[name](Case(out))
+
+@case
+def whole(c): c.run()
+@case
+def stopped(c):
+    c.run({(1, 2): TERM})                           # process 1 alone is told, in step 2
+    c.run({(0, 6): TERM}, resume=True, workers=1)   # then process 0 alone, in step 6
+    c.run(resume=True, workers=2)
+@case
+def grown(c): c.run(resume=True)                    # begun by one process
+@case
+def one_nan(c): c.run({(1, 5): 'nan'})
+@case
+def nan(c): c.run({(1, s): 'nan' for s in range(5, 99)}, steps=30, save_every=1)
+@case
+def one_steep(c): c.run({(1, 5): 'steep'}, save_every=1)
+@case
+def one_steep_with_all(c): c.run({(1, 5): 'steep'}, save_every=1, clip_grad=0.1, accum=2, **EVALUATED)
+@case
+def steep(c): c.run({(1, s): 'steep' for s in range(5, 99)}, steps=30, save_every=1)
+@case
+def evaluating(c):
+    write_text(c.out/f'pid-{c.rank}', str(os.getpid()))
+    dist.barrier()
+    c.run(steps=3, eval_data='scenes:split=val,n=50', tasks='endless')
+@case
+def sharded(c):
     machine.Accelerator = Sharded
-    run('sharded', {(1, 2): TERM})
-    run('sharded', {(0, 6): TERM}, resume=True, eval_data='scenes:split=val,n=50', tasks='weights', eval_every=1, best='weights/sum')
-    run('sharded', resume=True)
-    run('one_steep_in_shards', {(1, 5): 'steep'}, save_every=1)
-    run('clipped_in_shards', clip_grad=0.1, checkpointing=True, accum=2)
-    machine.Accelerator = Accelerator
-    run('clipped', clip_grad=0.1)
-    run('no_data', data='scenes:n=64' if RANK == 0 else 'scenes:n=none')
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20 if RANK == 0 else 2**30, resource.RLIM_INFINITY))
-    run('full', steps=50)
-    if RANK == 0: write_text(OUT/'done', '')
-    sys.stdout.flush()
-    os._exit(0)  # at the interpreter's end, gloo's threads sometimes abort after FSDP: one run of 24 (torch 2.15)
+    c.run({(1, 2): TERM})
+    c.run({(0, 6): TERM}, resume=True, **EVALUATED)
+    c.run(resume=True)
+@case
+def one_steep_in_shards(c):
+    machine.Accelerator = Sharded
+    c.run({(1, 5): 'steep'}, save_every=1)
+@case
+def clipped(c): c.run(clip_grad=0.1)
+@case
+def clipped_in_shards(c):
+    machine.Accelerator = Sharded
+    c.run(clip_grad=0.1, checkpointing=True, accum=2)
+@case
+def no_data(c): c.run(data='scenes:n=64' if c.rank == 0 else 'scenes:n=none')
+@case
+def full(c):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20 if c.rank == 0 else 2**30, resource.RLIM_INFINITY))
+    c.run(steps=50)
