@@ -9,8 +9,11 @@ which is how to measure coverage: `coverage run --source rils_nb -m pytest --not
 
 A notebook whose first cell has the line `- slow: true` is marked slow. A single cell that begins with `#| slow` takes minutes (a real training): it
 is left out unless asked for, `pytest --slow nbs/tutorials/your_own_pairs.ipynb`.
+
+A cell that needs something from outside (a registry, a program) raises `unittest.SkipTest` where that is missing. The cells behind it that need
+nothing of it still run; the notebook is reported as skipped, with the reason and how many cells were left out.
 """
-import multiprocessing as mp, os, signal, sys, threading, time, traceback
+import multiprocessing as mp, os, signal, sys, threading, time, traceback, unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +51,7 @@ class NotebookItem(pytest.Item):
     def job(self): return str(self.path), not self.config.option.slow
     def runtest(self):
         self.seconds, error = self.session.stash[RUNS].result(self)
+        if isinstance(error, Skipped): pytest.skip(error.why)
         if error: raise NotebookError(error)
     def repr_failure(self, excinfo):
         return str(excinfo.value) if excinfo.errisinstance(NotebookError) else super().repr_failure(excinfo)
@@ -55,10 +59,14 @@ class NotebookItem(pytest.Item):
 
 class NotebookError(Exception): pass
 
+class Skipped:
+    "Something from outside was missing."
+    def __init__(self, why): self.why = why
+
 # One notebook
 
 def run_notebook(path, skip_slow):
-    "Run the tests of a notebook; what went wrong as text, or None."
+    "Run the tests of a notebook: what went wrong as text, `Skipped`, or None."
     from execnb.shell import CaptureShell
     from nbdev.processors import _default_exp
     from nbdev.test import nb_test_cells
@@ -67,14 +75,17 @@ def run_notebook(path, skip_slow):
     folder, before = Path(path).parent, os.getcwd()
     os.chdir(folder)
     sys.path[:0] = [str(ROOT), str(folder)]
-    shell = CaptureShell(mpl_format='png')
+    shell, missing, left_out = CaptureShell(mpl_format='png'), '', 0
     try:
         if name := _default_exp(read_nb(path)):
             shell.user_ns.update({k: v for k, v in vars(import_module(f'rils_nb.{name}')).items() if not k.startswith('__')})
         for cell in nb_test_cells(path, ['slow'] if skip_slow else []):
             if any(d.startswith('export') for d in cell.directives): continue
             outputs = shell.run(cell.source)
-            if shell.exc: return describe(path, cell, shell.exc, outputs)
+            if isinstance(shell.exc, unittest.SkipTest): missing = missing or str(shell.exc)
+            if isinstance(shell.exc, (unittest.SkipTest, NameError) if missing else unittest.SkipTest): left_out += 1  # a name that a cell before would have given
+            elif shell.exc: return describe(path, cell, shell.exc, outputs)
+        if missing: return Skipped(f'{missing} ({left_out} cells of {short(path)} that need it were not run, the others passed)')
     finally:
         shell.close()
         os.chdir(before)

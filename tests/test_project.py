@@ -254,6 +254,15 @@ def test_runner_tells_which_cell_failed_and_why(tmp_path):
     for words in ('FAILED nbs/00_a.ipynb::00_a - AssertionError: x is off', 'nbs/00_a.ipynb, cell 3', '>   3 | assert x == 2', 'seen', '1 failed'):
         assert words in out.stdout, out.stdout
 
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_runner_skips_what_needs_something_from_outside(tmp_path, workers):
+    notebook(tmp_path/'nbs'/'00_a.ipynb', '# A\n\n> why', 'import unittest\nraise unittest.SkipTest("npm is not installed")\nfetched = 1', 'assert fetched == 1', 'open("ran", "w").close()')
+    out = run_pytest(tmp_path, '--notebook-workers', workers)
+    assert out.returncode == 0 and '1 skipped' in out.stdout.splitlines()[-1], out.stdout + out.stderr
+    assert 'npm is not installed (2 cells of nbs/00_a.ipynb that need it were not run, the others passed)' in out.stdout and (tmp_path/'nbs'/'ran').exists()
+    notebook(tmp_path/'nbs'/'00_a.ipynb', '# A\n\n> why', 'import unittest\nraise unittest.SkipTest("npm")', 'assert False, "and yet"')
+    assert '1 failed' in run_pytest(tmp_path, '--notebook-workers', workers).stdout
+
 def test_runner_runs_the_right_cells_in_the_right_place(tmp_path):
     (tmp_path/'rils_nb').mkdir()
     (tmp_path/'rils_nb'/'__init__.py').touch()
