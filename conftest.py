@@ -83,7 +83,7 @@ def run_notebook(path, skip_slow):
             if any(d.startswith('export') for d in cell.directives): continue
             outputs = shell.run(cell.source)
             if isinstance(shell.exc, unittest.SkipTest): missing = missing or str(shell.exc)
-            if isinstance(shell.exc, (unittest.SkipTest, NameError) if missing else unittest.SkipTest): left_out += 1  # a name that a cell before would have given
+            if isinstance(shell.exc, (unittest.SkipTest, NameError, FileNotFoundError) if missing else unittest.SkipTest): left_out += 1  # a name or file of a cell before
             elif shell.exc: return describe(path, cell, shell.exc, outputs)
         if missing: return Skipped(f'{missing} ({left_out} cells of {short(path)} that need it were not run, the others passed)')
     finally:
