@@ -10,7 +10,7 @@ Each contestant runs in a process of its own, as its users run it, and in turns:
 memory of a process grows during the first two) and `--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to
 the first contestant. Captions have 12 to 20 tokens; open_clip and the checkouts compute all 77, as their training does. Contestants: `open_clip
 clip`; our methods `clip`, `mae`, `mae_clip`, `rils`; `rils@0.5` with half of its images matched; `NAME MODEL` from a checkout. Endings: `+compile`;
-`+settings`, which gives a contestant what our trainer sets for the process on CPUs (`core.tune_cpu`), to see what that alone is worth. MFU is the
+`+settings`, which gives a contestant what our trainer sets for the process on CPUs (`processes.tune_cpu`), to see what that alone is worth. MFU is the
 share of what one large matrix product reaches in the same process.
 """
 import argparse, contextlib, importlib, json, os, resource, statistics, subprocess, sys, time

@@ -1,1 +1,14 @@
-__version__ = "0.1.0"
+"""Pre-train vision encoders from image-caption pairs: contrastive learning and masked reconstruction in language space."""
+__version__ = '0.1.0'
+
+_HOMES = dict(Config='config', recipe='config', fit='train', load='features:load_model', open_source='readers', evaluate='harness', search='viz', export='exports')
+__all__ = list(_HOMES)
+
+def __getattr__(name):  # what takes seconds to import is imported when it is first used
+    if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from importlib import import_module
+    module, _, home = _HOMES[name].partition(':')
+    globals()[name] = value = getattr(import_module(f'{__name__}.{module}'), home or name)
+    return value
+
+def __dir__(): return [*globals(), *__all__]

@@ -6,8 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/config.html.md"""
 
 # %% auto #0
 __all__ = ['RULES', 'FREE', 'RECIPES', 'Config', 'field_help', 'check', 'differences', 'to_json', 'from_json', 'from_dict',
-           'parse_opts', 'recipe', 'shapes', 'emoji', 'clip_b16_l20m', 'rils_b16_l20m', 'mae_clip_b16_l20m',
-           'mae_b16_l20m', 'rils_l16', 'parser', 'parse']
+           'parse_opts', 'register_recipe', 'recipe', 'shapes', 'emoji', 'clip_b16_l20m', 'rils_b16_l20m',
+           'mae_clip_b16_l20m', 'mae_b16_l20m', 'rils_l16', 'parser', 'parse']
 
 # %% ../nbs/01_config.ipynb #89b389ff
 import argparse, dataclasses, json, math, sys
@@ -157,20 +157,29 @@ def _value(name, text, kind):  # a string as `kind`
 # %% ../nbs/01_config.ipynb #11d9a020
 RECIPES = Registry('recipe')
 
-def recipe(f):  # a function that gives a Config
+def register_recipe(f):  # a function that gives a Config
     "Decorator that registers a recipe; its runs go to runs/ and its name, whether a command or a notebook asks for them."
     @wraps(f)
     def named(): return replace(f(), out=f'runs/{f.__name__}')
     return RECIPES.register()(named)
 
+def recipe(
+    name='shapes', # of a recipe
+    **changes,     # fields of the config that shall have other values
+):  # -> Config
+    "A recipe's config, with changes: what the command line does, for notebooks."
+    for k in changes:
+        if k not in Config.__dataclass_fields__: raise UserError(f'unknown config field `{k}`{nearest(k, Config.__dataclass_fields__)}')
+    return replace(RECIPES[name](), **changes)
+
 # %% ../nbs/01_config.ipynb #4a20f512
-@recipe
+@register_recipe
 def shapes():
     """The default: RILS on procedural scenes, 32 px, two CPU cores, about 4 minutes.
     `accelerate launch -m rils_nb.train`"""
     return Config(opts='recon_ramp=1.0')
 
-@recipe
+@register_recipe
 def emoji():
     """RILS on emoji, their names and keywords, 32 px, seven drawing styles, an eighth to be recognised: image-to-text R@1 35-38 % of 819 (measured);
     two CPU cores, about 9 minutes.
@@ -179,7 +188,7 @@ def emoji():
                    crop=0.6, flip=True, batch=192, steps=2000, lr=1e-3, opts='recon_weight=0.2,recon_ramp=1.0')
 
 # %% ../nbs/01_config.ipynb #57482704
-@recipe
+@register_recipe
 def clip_b16_l20m():
     """CLIP, ViT-B/16, LAION-20M, 25 epochs, batch 4096. ImageNet zero-shot 40.3, linear 67.8, fine-tuned 82.7 (paper, Tables 1 and A1).
     `accelerate launch -m rils_nb.train clip_b16_l20m --data 'laion/{00000..01999}.tar'`"""
@@ -187,24 +196,24 @@ def clip_b16_l20m():
                   batch=4096, epochs=25.0, steps=0, lr=5e-4, min_lr=1e-5, warmup=1/25, weight_decay=0.5, beta1=0.9, beta2=0.98,
                   tasks='', eval_data='', save_every=1000)
 
-@recipe
+@register_recipe
 def rils_b16_l20m():
     """RILS, ViT-B/16, LAION-20M, 25 epochs, batch 4096 (Table A4). ImageNet zero-shot 45.0, linear 71.5, fine-tuned 83.3 (paper).
     The paper: 32 V100, 1.8 times the hours of MAE and 1.2 times those of CLIP."""
     return replace(clip_b16_l20m(), method='rils')
 
-@recipe
+@register_recipe
 def mae_clip_b16_l20m():
     "MAE+CLIP, ViT-B/16, LAION-20M, 25 epochs. ImageNet zero-shot 42.3, linear 64.5, fine-tuned 82.9 (paper)."
     return replace(clip_b16_l20m(), method='mae_clip')
 
-@recipe
+@register_recipe
 def mae_b16_l20m():
     """MAE, ViT-B/16, LAION-20M, 25 epochs. ImageNet linear 44.3, fine-tuned 82.1 (paper).
     The crop and the mirror are MAE's; the rest is Table A4, as in the paper's comparison."""
     return replace(clip_b16_l20m(), method='mae', crop=0.2, flip=True)
 
-@recipe
+@register_recipe
 def rils_l16():
     "RILS with ViT-L/16 on LAION-20M: the settings of ViT-B/16; the paper reports no number for it."
     return replace(rils_b16_l20m(), size='ViT-L-16')

@@ -7,6 +7,12 @@ Docs: https://rils-nb.github.io/rils_nb/train.html.md"""
 # %% auto #0
 __all__ = ['train', 'Training', 'to_evaluate', 'evaluate', 'check_best', 'look', 'fit', 'and_longer', 'finish', 'main']
 
+# %% ../nbs/33_train.ipynb #38b06b52
+if __name__ == '__main__':  # what the arguments alone show is said at once, before torch is imported
+    from rils_nb.config import parse
+    from rils_nb.core import command
+    command(parse)()
+
 # %% ../nbs/33_train.ipynb #70b40d57
 import dataclasses, math, signal, sys, time, warnings
 from contextlib import ExitStack

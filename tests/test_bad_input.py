@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from rils_nb import export, harness, packing, train
+from rils_nb import commands
 from rils_nb.config import RECIPES, Config, to_json
 from rils_nb.core import write_text
 from rils_nb.methods import make
 from rils_nb.runs import save
 
-MAIN = {'rils-train': train.main, 'rils-eval': harness.main, 'rils-data': packing.main, 'rils-export': export.main}
+MAIN = {'rils-train': commands.train, 'rils-eval': commands.evaluate, 'rils-data': commands.data, 'rils-export': commands.export}
 
 @pytest.fixture(scope='module')
 def there(tmp_path_factory):
