@@ -6,12 +6,12 @@ Docs: https://rils-nb.github.io/rils_nb/features.html.md"""
 
 # %% auto #0
 __all__ = ['OPENERS', 'LibraryView', 'Library', 'OpenCLIP', 'Timm', 'open_open_clip', 'open_timm', 'load_model', 'name_of',
-           'evaluating', 'device_of', 'finite', 'tokenizer_of', 'text_features', 'view_of', 'patch_features', 'subset',
-           'sharing', 'features']
+           'evaluating', 'device_of', 'finite', 'tokenizer_of', 'text_features', 'view_of', 'patch_features',
+           'fine_features', 'subset', 'sharing', 'features']
 
 # %% ../nbs/15_features.ipynb #aca80cb1
-import hashlib, logging
-from contextlib import contextmanager
+import hashlib, logging, math
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import open_clip
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import VisionTransformer
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, Normalize, ToTensor
@@ -28,9 +29,17 @@ from .core import Registry, UserError, nearest, noise
 from .samples import BadSample, tokenize
 from .loader import eval_view, in_workers
 from .runs import load
-from .model import unit_pixels
+from .model import local_attention, unit_pixels
 
 # %% ../nbs/15_features.ipynb #c8042902
+def _last_attention(trunk):  # a timm model -> the attention of its last block, None where there is none
+    blocks = getattr(trunk, 'blocks', None)
+    return getattr(blocks[-1], 'attn', None) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks) else None
+
+def _kept_local(model, local):
+    if local and model.last_attention is None: raise UserError(f'`{model.name}` has no attention in its last block, so it gives no local features')
+    return local_attention(model.last_attention) if local else nullcontext()
+
 class LibraryView:
     "A library's own transform of a PIL image, up to the conversion to a tensor."
     def __init__(self, transform):  # Compose that ends in ToTensor and Normalize
@@ -65,7 +74,8 @@ class OpenCLIP(Library):
         cfg = PreprocessCfg(**open_clip.get_model_preprocess_cfg(net))
         super().__init__(name, net, cfg.input_size[-1], cfg.mean, cfg.std, image_transform_v2(cfg, is_train=False))
         self._tokenizer = None
-        if hasattr(getattr(net.visual, 'trunk', None), 'num_prefix_tokens'): self.encode_tokens = self._tokens
+        if hasattr(getattr(net.visual, 'trunk', None), 'num_prefix_tokens'): self.encode_tokens = self._of_timm
+        elif isinstance(net.visual, VisionTransformer): self.encode_tokens = self._of_open_clip
 
     def tokenize(self, texts):  # list of str -> tokens
         "The model's own tokenizer."
@@ -73,9 +83,17 @@ class OpenCLIP(Library):
         return self._tokenizer(texts)
     def encode_image(self, image): return self.net.encode_image(self.normalise(image))  # (B,3,S,S) uint8 -> (B,E)
     def encode_text(self, tokens): return self.net.encode_text(tokens)                  # (B,L) -> (B,E)
-    def _tokens(self, image):                                                           # (B,3,S,S) uint8 -> (B,N,E)
+    @property
+    def last_attention(self):
         v = self.net.visual
-        return v.head(v.trunk.forward_features(self.normalise(image))[:, v.trunk.num_prefix_tokens:])
+        return v.transformer.resblocks[-1].attn if isinstance(v, VisionTransformer) else _last_attention(getattr(v, 'trunk', None))
+    def _of_timm(self, image, local=False):                                             # (B,3,S,S) uint8 -> (B,N,E)
+        v = self.net.visual
+        with _kept_local(self, local): return v.head(v.trunk.forward_features(self.normalise(image))[:, v.trunk.num_prefix_tokens:])
+    def _of_open_clip(self, image, local=False):                                        # (B,3,S,S) uint8 -> (B,N,E)
+        v = self.net.visual
+        with _kept_local(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 1:]
+        return x if v.proj is None else x @ v.proj
 
 # %% ../nbs/15_features.ipynb #68d32684
 class Timm(Library):
@@ -85,9 +103,11 @@ class Timm(Library):
         super().__init__(name, net, cfg['input_size'][-1], cfg['mean'], cfg['std'], timm.data.create_transform(**cfg))
 
     def encode_image(self, image): return self.net(self.normalise(image))  # (B,3,S,S) uint8 -> (B,D)
-    def encode_tokens(self, image):  # (B,3,S,S) uint8 -> (B,N,D)
+    @property
+    def last_attention(self): return _last_attention(self.net)
+    def encode_tokens(self, image, local=False):  # (B,3,S,S) uint8, local features or not -> (B,N,D)
         "Features of all patches, or of all places of a convolutional network's last map."
-        x = self.net.forward_features(self.normalise(image))
+        with _kept_local(self, local): x = self.net.forward_features(self.normalise(image))
         return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x[:, self.net.num_prefix_tokens:]
 
 # %% ../nbs/15_features.ipynb #35ce82e2
@@ -200,14 +220,42 @@ def view_of(
 
 # %% ../nbs/15_features.ipynb #752acdfb
 def patch_features(
-    model,  # Method or Library
-    image,  # (B,3,H,W) uint8, or a list of (3,H,W)
+    model,      # Method or Library
+    image,      # (B,3,H,W) uint8, or a list of (3,H,W)
+    local=None, # local features, or the plain ones; None: local ones where the model has them
 ):  # -> (B,N,E) normalised, on the CPU
     "Embeddings of all patches; raises `UserError` for a model that gives none."
+    return _tokens_of(model, torch.stack([view_of(model, x) for x in image]), local)
+
+def _tokens_of(model, image, local):  # (B,3,S,S) uint8 as the model wants it
     encode = getattr(model, 'encode_tokens', None)
     if encode is None: raise UserError(f'`{name_of(model)}` gives no features of patches')
-    with evaluating(model): z = encode(torch.stack([view_of(model, x) for x in image]).to(device_of(model)))
+    local = getattr(model, 'last_attention', None) is not None if local is None else local
+    with evaluating(model): z = encode(image.to(device_of(model)), **(dict(local=True) if local else {}))
     return F.normalize(finite(z.float().cpu(), f'images whose patch features `{name_of(model)}` gives'), dim=-1)
+
+# %% ../nbs/15_features.ipynb #13fd6643
+def fine_features(
+    model,      # Method or Library, of square patches
+    image,      # (B,3,H,W) uint8, or a list of (3,H,W)
+    shifts=4,   # per direction; the map has so many cells for each patch, along each side
+    local=None, # as in `patch_features`
+):  # -> (B,h*shifts,w*shifts,E) normalised
+    "Features finer than the patches, averaged over shifts of the image by less than a patch."
+    x = torch.stack([view_of(model, i) for i in image])
+    total = count = 0
+    for dy in range(shifts):
+        for dx in range(shifts):
+            z = _tokens_of(model, x, local) if not (dy or dx) else None
+            if z is not None: side = math.isqrt(z.shape[1])
+            patch = x.shape[-1] // side
+            oy, ox = dy * patch // shifts, dx * patch // shifts
+            if z is None: z = _tokens_of(model, F.pad(x.float(), (ox, 0, oy, 0), mode='replicate')[..., :x.shape[-2], :x.shape[-1]].byte(), local)
+            fine = z.unflatten(1, (side, side)).repeat_interleave(shifts, 1).repeat_interleave(shifts, 2)         # (B,h*s,w*s,E)
+            fine, seen = fine[:, dy:, dx:], torch.zeros(side * shifts, side * shifts, 1)                              # back to where it was
+            seen[:side * shifts - dy, :side * shifts - dx] = 1
+            total, count = total + F.pad(fine, (0, 0, 0, dx, 0, dy)), count + seen
+    return F.normalize(total / count, dim=-1)
 
 # %% ../nbs/15_features.ipynb #02c3176b
 def subset(

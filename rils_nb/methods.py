@@ -47,9 +47,11 @@ class Method(nn.Module):
     def mask(self, keys):  # (B,) int64 -> Mask
         "The masks of the images with these keys."
         return self.masking(keys, self.visual.n_patches, self.config.mask_ratio)
-    def encode_tokens(self, image):  # (B,3,H,W) uint8 -> (B,N,E)
+    def encode_tokens(self, image, local=False):  # (B,3,H,W) uint8, local features or not -> (B,N,E)
         "Projected features of all patches."
-        return self.visual.project(self.visual.encode(self.visual.patches(image))[:, 1:])
+        return self.visual.project(self.visual.encode(self.visual.patches(image), local=local)[:, 1:])
+    @property
+    def last_attention(self): return self.visual.trunk.blocks[-1].attn  # where local features come from
     def encode_image(self, image):  # (B,3,H,W) uint8 -> (B,E)
         "One projected feature for each image."
         return self.visual.project(self.visual.encode(self.visual.patches(image))[:, 1:].mean(1))

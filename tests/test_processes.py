@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ENV
+from starting import ENV, nursery
 from rils_nb.core import read_jsonl
 from rils_nb.runs import WEIGHTS, newest, read_tensors
 from three_steps import RUNS, three_steps

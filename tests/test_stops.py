@@ -14,7 +14,7 @@ from rils_nb.readers import open_source
 from rils_nb.packing import pack
 from rils_nb.runs import EMA, WEIGHTS, load, newest, read_tensors
 from rils_nb.train import fit
-from conftest import ENV
+from starting import ENV, nursery
 
 FILES = WEIGHTS, EMA, 'trainer.safetensors'
 EXACT = ['--batch', '16', '--precision', 'float32', '--log_every', '1', '--ema', '0.9', '--data', 'scenes:n=64', '--eval_data', '']

@@ -86,18 +86,25 @@ def patch_figure(
     model,      # with a text tower
     source,     # Scenes
     index,      # (n,) samples with two objects
-    limit=400,  # at most so many are looked at
+    limit=300,  # at most so many are looked at
 ):  # -> dict, empty for a model without patch features
-    "Colour of the patch under each of two objects."
-    if getattr(model, 'encode_tokens', None) is None: return {}
-    index = index[:limit]
-    z = [patch_features(model, [source.image(i) for i in part]) for part in np.array_split(index, -(-len(index) // 100))]
-    z, w = torch.cat(z), pair_classifier(model).view(8, 8, -1).mean(0)                # (n,N,E), (colour,E)
-    side = round(z.shape[1]**0.5)
-    x, y = np.moveaxis((source.table['centre'][index] * side).astype(int).clip(0, side - 1), -1, 0)        # (n,2) each
-    under = z.gather(1, torch.from_numpy(y * side + x)[..., None].expand(-1, -1, z.shape[-1]))              # (n,2,E)
-    hits = won(_average(under.flatten(0, 1), w), torch.arange(8) == torch.from_numpy(source.table['colour'][index]).view(-1, 1))
-    return dict(patch_colour=hits.mean().item(), patch_colour_chance=1/8)
+    "Which colour patches name, over the pixels of two objects of different colours."
+    index = [i for i in index if len(set(source.table['colour'][i])) == 2][:limit]
+    if getattr(model, 'encode_tokens', None) is None or not index: return {}
+    w, truth, out = pair_classifier(model).view(8, 8, -1).mean(0), torch.stack([_colour_map(source, i) for i in index]), {}
+    ways = dict(patch_colour=None, patch_colour_plain=False) if getattr(model, 'last_attention', None) is not None else dict(patch_colour_plain=False)
+    for name, local in ways.items():
+        parts = [patch_features(model, [source.image(i) for i in part], local) for part in np.array_split(index, -(-len(index) // 100))]
+        right = _average(torch.cat(parts), w)                                                              # (n,N,8) scores of the colours
+        side, big = round(right.shape[1]**0.5), source.size
+        right = F.interpolate(right.unflatten(1, (side, side)).permute(0, 3, 1, 2), (big, big), mode='nearest').permute(0, 2, 3, 1)[truth >= 0]
+        out |= {name: won(right, torch.arange(8) == truth[truth >= 0][:, None]).mean().item(), f'{name}_chance': 1/8}
+    return out
+
+def _colour_map(source, i):  # (S,S) int64: the colour of the object at each pixel, -1 for the background
+    found = torch.full((source.size, source.size), -1)
+    for k, mask in enumerate(source.annotation(i)['masks']): found[mask] = int(source.table['colour'][i, k])
+    return found
 
 # %% ../../nbs/evals/23_scenes.ipynb #25e66a02
 UNSEEN = dict(outline=('colour', 'shape'), noise=('colour', 'shape'), blur=('colour', 'shape'), grey=('shape',), inverted=('shape',))

@@ -1,5 +1,6 @@
-"""One nursery for all tests that need processes of their own."""
-import json, os, subprocess, sys
+"""How tests start processes: one nursery for all of them. (No conftest.py: there is one at the top level, and Python knows modules by name.)"""
+import atexit, json, os, subprocess, sys, tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,11 @@ class Nursery:
         code = self.wait()
         assert code == 0, f'exit code {code}\n{log.read_text()}'
 
+@cache
+def the_nursery():
+    n = Nursery(tempfile.mkstemp(suffix='.nursery')[1])
+    atexit.register(lambda: (n.server.stdin.close(), n.server.wait()))
+    return n
+
 @pytest.fixture(scope='session')
-def nursery(tmp_path_factory):
-    n = Nursery(tmp_path_factory.mktemp('nursery')/'log')
-    yield n
-    n.server.stdin.close()
-    n.server.wait(60)
+def nursery(): return the_nursery()  # the same one in every module that imports this
