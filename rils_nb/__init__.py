@@ -1,7 +1,7 @@
 """Pre-train vision encoders from image-caption pairs: contrastive learning and masked reconstruction in language space."""
 __version__ = '0.1.0'
 
-_HOMES = dict(Config='config', recipe='config', fit='train', load='features:load_model', open_source='readers', evaluate='harness', search='viz', export='exports')
+_HOMES = dict(Config='config', recipe='config', fit='train', load='libraries:load_model', open_source='readers', evaluate='harness', search='viz', export='exports')
 __all__ = list(_HOMES)
 
 def __getattr__(name):  # what takes seconds to import is imported when it is first used

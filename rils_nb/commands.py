@@ -40,6 +40,8 @@ def data_parser():  # -> argparse.ArgumentParser
             s.add_argument('--shuffle', default='0', metavar='SEED', help='seed of the order in which pairs are written; off = as they stand in DATA (0)')
         s.add_argument('--image_key', default='image', help='column of image paths (image)')
         s.add_argument('--caption_key', default='caption', help='column or JSON field of captions (caption)')
+        s.add_argument('--label_key', default='label', help='column of names of classes (label)')
+        if name == 'check': s.add_argument('--show', metavar='PNG', help='write a picture of 24 pairs with their captions')
     return p
 
 # %% ../nbs/50_commands.ipynb #5444432c
@@ -52,8 +54,11 @@ def data():
         if not re.fullmatch(r'off|\d+', a.shuffle): raise UserError(f'--shuffle is a seed (0, 1, 2 ...) or off, given `{a.shuffle}`')
     from rils_nb import packing
     from rils_nb.readers import open_source
-    run = dict(pack=packing.pack_command, check=packing.check_command)[a.what]
-    sys.exit(run(open_source(a.data, a.image_key, a.caption_key), a))
+    source = open_source(a.data, a.image_key, a.caption_key, a.label_key)
+    if a.what == 'check' and a.show:
+        from rils_nb.viz import contact_sheet, save_figure
+        save_figure(contact_sheet(source), a.show)
+    sys.exit(dict(pack=packing.pack_command, check=packing.check_command)[a.what](source, a))
 
 # %% ../nbs/50_commands.ipynb #ff301e8a
 def task_options():  # -> dict: option -> (default, help)
@@ -71,7 +76,7 @@ def task_options():  # -> dict: option -> (default, help)
 # %% ../nbs/50_commands.ipynb #5dc733e2
 FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit', data='data of the evaluation; without: that of the run, or scenes:split=val',
              n='at most so many samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
-             image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions',
+             image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions', label_key='manifest column with names of classes',
              out='results file that lines are appended to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one')
 
 def eval_parser():  # -> argparse.ArgumentParser

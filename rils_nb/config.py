@@ -32,6 +32,7 @@ class Config:
     data:str='scenes'         # training data: scenes, shards (a pattern of .tar), a .csv/.tsv/.jsonl, or a folder
     image_key:str='image'     # manifest column with image paths
     caption_key:str='caption' # manifest column or JSON field with captions
+    label_key:str='label'     # manifest column with names of classes, where there is one
     crop:float=1.0            # smallest share of the image's area that a random crop keeps; 1 = resize, no crop
     flip:bool=False           # mirror half of the images (never where captions say left and right)
     workers:int=0             # data loading processes for each training process
@@ -165,12 +166,12 @@ def register_recipe(f):  # a function that gives a Config
 
 def recipe(
     name='shapes', # of a recipe
-    **changes,     # fields of the config that shall have other values
+    **kwargs,      # fields of the config that shall have other values
 ):  # -> Config
     "A recipe's config, with changes: what the command line does, for notebooks."
-    for k in changes:
+    for k in kwargs:
         if k not in Config.__dataclass_fields__: raise UserError(f'unknown config field `{k}`{nearest(k, Config.__dataclass_fields__)}')
-    return replace(RECIPES[name](), **changes)
+    return replace(RECIPES[name](), **kwargs)
 
 # %% ../nbs/01_config.ipynb #4a20f512
 @register_recipe

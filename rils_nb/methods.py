@@ -19,6 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from .core import Registry, UserError
 from .config import parse_opts
 from .processes import gather
+from .samples import tokenize
+from .loader import as_batch, eval_view
 from .masking import Mask, MASKINGS, n_visible, take
 from .model import SIZES, Decoder, ImageEncoder, Stack, TextBlock, TextEncoder
 from .losses import contrastive, global_mean, language_kl, matched, patchify, pixel_reconstruction
@@ -49,12 +51,15 @@ class Method(nn.Module):
         return self.masking(keys, self.visual.n_patches, self.config.mask_ratio)
     def encode_tokens(self, image, local=False):  # (B,3,H,W) uint8, local features or not -> (B,N,E)
         "Projected features of all patches."
-        return self.visual.project(self.visual.encode(self.visual.patches(image), local=local)[:, 1:])
+        return self.visual.project(self.visual.encode(self.visual.patches(self.as_batch(image)), local=local)[:, 1:])
     @property
     def last_attention(self): return self.visual.trunk.blocks[-1].attn  # where local features come from
-    def encode_image(self, image):  # (B,3,H,W) uint8 -> (B,E)
+    def encode_image(self, image):  # (B,3,H,W) uint8 or float from 0 to 1, or a list of paths or PIL images -> (B,E)
         "One projected feature for each image."
-        return self.visual.project(self.visual.encode(self.visual.patches(image))[:, 1:].mean(1))
+        return self.visual.project(self.visual.encode(self.visual.patches(self.as_batch(image)))[:, 1:].mean(1))
+    def as_batch(self, image):  # what `encode_image` takes -> (B,3,S,S) on the method's device
+        "Images of any kind as the encoder takes them."
+        return as_batch(image, eval_view(self.image_size), (self.image_size,) * 2).to(self.visual.mean.device)
     def after_step(self): "Called after each update of the weights."
 
     @property
@@ -101,9 +106,9 @@ class CLIP(Method):
                                 act_layer=QuickGELU if quick_gelu else nn.GELU)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # FSDP shards no scalars
 
-    def encode_text(self, tokens):  # (B,L) int64 -> (B,E)
+    def encode_text(self, tokens):  # (B,L) int64, or a list of captions -> (B,E)
         "One projected feature for each caption."
-        return self.text(tokens)
+        return self.text(tokens if torch.is_tensor(tokens) else tokenize([tokens] if isinstance(tokens, str) else list(tokens)).to(self.logit_scale.device))
 
     def towers(self, image, tokens, words=None):  # (B,3,H,W) uint8, (B,L), int -> (B,E), (B,E)
         "Both embeddings."

@@ -71,18 +71,19 @@ def _members(source, i, resize, quality):  # suffix -> bytes
 # %% ../nbs/08_packing.ipynb #74f1819d
 def check(source):  # -> dict of figures, list of (kind, where)
     "Read every sample of a source and report."
-    bad, sizes, lengths, texts = list(getattr(source, 'bad', ())), [], [], Counter()
+    bad, sizes, lengths, counts, texts = list(getattr(source, 'bad', ())), [], [], [], Counter()
     for i in tqdm(range(len(source)), desc='checking', unit='pair', disable=None):
         try: sample = source.read(i)
         except BadSample as e:
             bad.append((e.kind, e.where))
             continue
         sizes.append(tuple(sample['image'].shape[:0:-1]))
+        counts.append(len(sample['captions']))
         lengths += [len(_tokens(c)) for c in sample['captions']]
         texts.update(map(caption_id, sample['captions']))
     spread = lambda v: '{} / {:.0f} / {}'.format(min(v), np.median(v), max(v)) if v else '-'
     figures = dict(shards=len(source.sizes), samples=len(source), good=len(sizes), damaged=len(bad)) | {
-        'width min / median / max': spread([w for w, _ in sizes]), 'height': spread([h for _, h in sizes]), 'captions': len(lengths),
+        'width min / median / max': spread([w for w, _ in sizes]), 'height': spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': spread(counts),
         'tokens of a caption': spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
     return figures, bad
 
@@ -105,6 +106,9 @@ def check_command(
     "Check, and print what was found; 1 where something is damaged, so that scripts notice."
     figures, bad = check(source)
     for k, v in figures.items(): print(f'{k:>26}  {v}')
+    several = figures['captions of an image'].split(' / ')
+    if len(several) == 3 and float(several[1]) > 5: print(f'hint: most images have {several[1]} captions or more; each line of a .txt is one. If they are translations or notes, '
+                                                          'keep the lines that describe the picture')
     for kind, n in Counter(kind for kind, _ in bad).most_common(): print(f'{"damaged: " + kind:>26}  {n}')
     for kind, where in bad: print(f'damaged: {kind}: {where}'.encode(errors='backslashreplace').decode())  # names of files may be any bytes
     return 1 if bad else 0

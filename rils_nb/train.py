@@ -249,9 +249,9 @@ def fit(config):  # -> 0, or the number of the signal that stopped the run
 def _fit(config, resume_from):
     acc = start(config)
     with in_words(), together(acc):  # everybody has looked before anybody writes
-        source = open_source(config.data, config.image_key, config.caption_key)
+        source = open_source(config.data, config.image_key, config.caption_key, config.label_key)
         check_whole(source, config)
-        eval_source = open_source(config.eval_data, config.image_key, config.caption_key) if config.eval_data else None
+        eval_source = open_source(config.eval_data, config.image_key, config.caption_key, config.label_key) if config.eval_data else None
         method = make(config)
         tasks = harness.choose(method, eval_source, None if config.tasks == 'auto' else config.tasks) if eval_source else []
         check_best(method, config, eval_source, tasks)

@@ -18,7 +18,8 @@ from rils_nb.core import UserError, read_jsonl
 from rils_nb.readers import open_source
 from rils_nb.loader import loader
 from rils_nb.packing import pack
-from rils_nb.features import OpenCLIP, Timm, text_features, view_of
+from rils_nb.libraries import OpenCLIP, Timm, view_of
+from rils_nb.features import text_features
 from rils_nb.evals.probe import probe
 from rils_nb.evals.retrieval import recall, retrieval
 from rils_nb.evals.zeroshot import accuracy, zeroshot

@@ -110,7 +110,7 @@ def training_half(
 ):  # -> (features, labels) for training, (features, labels) for the test
     "What a probe is trained and tested on, no image in both."
     own = '' if train_data else getattr(getattr(model, 'config', None), 'data', '')
-    try: train = open_source(train_data or own, image_key=config.image_key, caption_key=config.caption_key) if train_data or own else None
+    try: train = open_source(train_data or own, config.image_key, config.caption_key, config.label_key) if train_data or own else None
     except UserError:
         if train_data: raise
         train = None  # the run's data is elsewhere now
