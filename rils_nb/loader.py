@@ -146,7 +146,8 @@ def collate(samples):  # list of dicts -> batch
         if isinstance(values[0], str):
             tokens = tokenize(values)
             batch |= {name: tokens, 'words': int((tokens.argmax(1) + 1).sum()), 'ids': torch.tensor([caption_id(v) for v in values])}
-        else: batch[name] = torch.stack(values)
+        elif torch.is_tensor(values[0]) and len({v.shape for v in values}) == 1: batch[name] = torch.stack(values)
+        else: batch[name] = values  # boxes and masks: as many for each image as it has objects
     return batch
 
 # %% ../nbs/07_loader.ipynb #26d3ac2d

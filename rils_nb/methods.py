@@ -31,6 +31,7 @@ class Method(nn.Module):
     views = ('image',)   # entries of the batch that `forward` needs
     encode_text = None   # a function of (B,L) tokens where there is a text encoder
     reconstructs = False # whether something must be hidden
+    scores = None        # a function of (B,3,H,W) -> (B,N) where the mask depends on what the patches show
     def __init__(self,
         config,     # Config
         embed=0,    # E, width of the joint space; 0: no projection
@@ -46,9 +47,13 @@ class Method(nn.Module):
         self.masking = MASKINGS[config.masking]
         self.visual = ImageEncoder(SIZES[config.size].timm, self.image_size, embed)
 
-    def mask(self, keys):  # (B,) int64 -> Mask
+    def mask(self, keys, image=None):  # (B,) int64, (B,3,H,W) for methods whose masks look at it -> Mask
         "The masks of the images with these keys."
-        return self.masking(keys, self.visual.n_patches, self.config.mask_ratio)
+        seen = {} if self.scores is None else dict(scores=self.scores(image))
+        return self.masking(keys, self.visual.n_patches, self.config.mask_ratio, **seen)
+    def lr_factor(self, name):  # of a parameter -> float
+        "The parameter's learning rate in relation to that of the config."
+        return 1.
     def encode_tokens(self, image, local=False):  # (B,3,H,W) uint8, local features or not -> (B,N,E)
         "Projected features of all patches."
         return self.visual.project(self.visual.encode(self.visual.patches(self.as_batch(image)), local=local)[:, 1:])
@@ -158,7 +163,7 @@ class MAE(Method):
 
     def pixels(self, image, keys):  # (B,3,H,W) uint8, (B,) -> (B,)
         "The loss."
-        return (self.decoder.loss(self.visual, image, self.visual.patches(image), self.mask(keys), self.normalise_pixels),)
+        return (self.decoder.loss(self.visual, image, self.visual.patches(image), self.mask(keys, image), self.normalise_pixels),)
 
     def forward(self, batch):
         loss = self.in_parts(self.pixels, batch['image'], batch['keys'])[0].mean()
@@ -188,7 +193,7 @@ class MAECLIP(CLIP):
         "Both embeddings, and the reconstruction."
         x = self.visual.patches(image)                                              # (B,N,D)
         z_i, z_t = self.visual.project(self.visual.encode(x)[:, 1:].mean(1)), self.text(tokens, words)
-        return z_i, z_t, self.decoder.loss(self.visual, image, x, self.mask(keys), self.normalise_pixels)
+        return z_i, z_t, self.decoder.loss(self.visual, image, x, self.mask(keys, image), self.normalise_pixels)
 
     def forward(self, batch):
         z_i, z_t, recon = self.in_parts(self.towers, batch['image'], batch['tokens'], batch['keys'], words=batch.get('words'))
@@ -215,7 +220,7 @@ class RILS(CLIP):
         return self.visual.project(f.mean(1)), self.text(tokens, words), take(f.detach(), hidden)
 
     def forward(self, batch):
-        mask = self.mask(batch['keys'])
+        mask = self.mask(batch['keys'], batch['image'])
         z_i, z_t, f = self.in_parts(self.towers, batch['image'], batch['tokens'], mask.hidden, words=batch.get('words'))
         contra, hit = self.compare(z_i, z_t, batch)
         recon = self.reconstruct(batch['image'], f, z_t, hit, mask)

@@ -23,11 +23,11 @@ def optimizer_of(
     method,  # Method
     config,  # Config
 ):  # -> AdamW
-    "AdamW over what the method trains, in two groups: with and without decay."
-    groups = {True: [], False: []}
+    "AdamW over what the method trains, in groups: with and without decay, by the factor that the method gives to the learning rate."
+    groups, factor = {}, getattr(method, 'lr_factor', lambda name: 1.)  # (does it decay?, factor of the learning rate) -> parameters
     for name, p in method.named_parameters():
-        if p.requires_grad: groups[decays(name, p)].append(p)
-    groups = [dict(params=p, weight_decay=config.weight_decay if d else 0.) for d, p in groups.items()]
+        if p.requires_grad: groups.setdefault((decays(name, p), factor(name)), []).append(p)
+    groups = [dict(params=p, weight_decay=config.weight_decay if d else 0., factor=f) for (d, f), p in sorted(groups.items(), key=lambda g: (not g[0][0], g[0][1]))]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 # %% ../nbs/13_optim.ipynb #a8a72690

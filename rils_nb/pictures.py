@@ -137,7 +137,7 @@ def reconstruction(
     v, p, device = model.visual, model.patch_size, device_of(model)
     with evaluating(model):
         x = images.to(device)
-        mask, patches, pixels = model.mask(torch.arange(len(x), device=device)), v.patches(x), patchify(v.normalise(x), p)  # (B,N,3pp)
+        mask, patches, pixels = model.mask(torch.arange(len(x), device=device), x), v.patches(x), patchify(v.normalise(x), p)  # (B,N,3pp)
         g = model.decoder(v.encode(patches, mask.visible), mask).float()                                  # (B,M,3pp)
         true = take(pixels, mask.hidden)
         if model.normalise_pixels: g = g * (true.var(-1, keepdim=True) + 1e-6).sqrt() + true.mean(-1, keepdim=True)

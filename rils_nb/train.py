@@ -108,7 +108,8 @@ def update(self:Training,
     loss,  # scalar tensor, behind its backward pass
 ):
     "Update the weights, unless loss or gradient is not finite."
-    for group in self.optimizer.param_groups: group['lr'] = lr_at(step, self.steps, self.config)
+    self.lr = lr_at(step, self.steps, self.config)
+    for group in self.optimizer.param_groups: group['lr'] = self.lr * group['factor']
     norm = self.acc.clip_grad_norm_(self.model.parameters(), self.config.clip_grad) if self.config.clip_grad else grad_norm(self.method)
     told = all_sum(torch.stack([unusable(loss, norm), self.stop.flag(self.acc.device, self.saver.error)]))
     skip = self.optimizer.found_inf = told[0].clamp(max=1)
@@ -130,7 +131,7 @@ def log(self:Training,
     self.signalled = self.stop.agreed(self.told)
     if done % self.config.log_every and done < self.steps and not self.signalled: return
     bad, seen = all_sum(torch.tensor(float(self.bad), device=self.acc.device)).item(), (done - self.first) * self.config.batch
-    self.progress.report(done, lr=self.optimizer.param_groups[0]['lr'], bad=bad)
+    self.progress.report(done, lr=self.lr, bad=bad)
     if self.failures >= BAD_STEPS: raise UserError(
         f'the loss or its gradient was not finite for {int(self.failures)} steps up to step {done}: lower --lr, or raise --warmup; {self.last_good()}')
     if bad > self.config.max_bad * seen + 10: raise UserError(
