@@ -71,7 +71,7 @@ class _LanguageKL(torch.autograd.Function):
     "Sum over rows of KL(p || q), with its gradients formed chunk by chunk in the forward pass."
     @staticmethod
     def forward(ctx, g, f, z, tau_pred, tau_target):  # (R,E), (R,E), (G,E) normalised
-        total, grad_g = g.new_zeros(()), torch.empty_like(g)
+        total, agree, grad_g = g.new_zeros(()), g.new_zeros(()), torch.empty_like(g)
         grad_z = torch.zeros_like(z) if ctx.needs_input_grad[2] else None
         chunk = max(1, (2**24 if g.is_cuda else 2**21) // len(z))     # enough rows to keep the device busy
         for a in range(0, len(g), chunk):
@@ -80,6 +80,7 @@ class _LanguageKL(torch.autograd.Function):
             u = g[rows] / size                                        # (r,E)
             log_p = (F.normalize(f[rows], dim=-1) / tau_target @ z.T).log_softmax(-1)
             log_q = (u / tau_pred @ z.T).log_softmax(-1)              # (r,G)
+            agree += (log_p.argmax(-1) == log_q.argmax(-1)).sum()
             p = log_p.exp()
             total += log_p.sub_(log_q).mul_(p).sum()
             slope = log_q.exp_().sub_(p)                              # tau_pred times d KL / d <u, z>
@@ -87,10 +88,11 @@ class _LanguageKL(torch.autograd.Function):
             grad_g[rows] = (grad_u - u * (u * grad_u).sum(-1, keepdim=True)) / size
             if grad_z is not None: grad_z.addmm_(slope.T, u, alpha=1 / tau_pred)
         ctx.save_for_backward(grad_g, grad_z)
-        return total
+        ctx.mark_non_differentiable(agree)
+        return total, agree
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         grad_g, grad_z = ctx.saved_tensors
         return grad * grad_g, None, None if grad_z is None else grad * grad_z, None, None
 
@@ -102,9 +104,11 @@ def language_kl(
     z,  # (G,E) text embeddings, the prototypes
     tau_pred=0.1,     # temperature of the prediction q
     tau_target=0.04,  # temperature of the target p
-):  # -> scalar
+    agreement=False,  # return as well how many rows have the same likeliest text in p and q
+):  # -> scalar, or two
     "Sum of KL(p || q) over rows of patches; the target gets no gradient, the prototypes do if they ask for one."
-    return _LanguageKL.apply(g, f.detach(), F.normalize(z, dim=-1), tau_pred, tau_target)
+    total, agree = _LanguageKL.apply(g, f.detach(), F.normalize(z, dim=-1), tau_pred, tau_target)
+    return (total, agree) if agreement else total
 
 # %% ../nbs/11_losses.ipynb #73c5553c
 def global_mean(

@@ -223,9 +223,9 @@ class RILS(CLIP):
         mask = self.mask(batch['keys'], batch['image'])
         z_i, z_t, f = self.in_parts(self.towers, batch['image'], batch['tokens'], mask.hidden, words=batch.get('words'))
         contra, hit = self.compare(z_i, z_t, batch)
-        recon = self.reconstruct(batch['image'], f, z_t, hit, mask)
+        recon, agree = self.reconstruct(batch['image'], f, z_t, hit, mask)
         loss = self.weights[0] * contra + ramp(self.weights[1], self.recon_ramp, batch.get('progress', 1.)) * recon
-        return self.parts(loss, hit, contrastive=contra.detach(), reconstruction=recon.detach())
+        return self.parts(loss, hit, contrastive=contra.detach(), reconstruction=recon.detach(), agreement=agree.detach())
 
 # %% ../nbs/12_methods.ipynb #a4aef5ca
 @patch
@@ -235,7 +235,7 @@ def reconstruct(self:RILS,
     z_t,   # (B,E) text embeddings of this process
     hit,   # (B,) bool, matched images
     mask,  # Mask of the B images
-):  # -> scalar
+):  # -> scalar, and the share of hidden patches whose likeliest text is the target's
     "Reconstruction in language space of the matched images (Eq. 7-9), averaged over all processes."
     rows = hit.nonzero()[:, 0]
     n = len(rows)
@@ -244,6 +244,7 @@ def reconstruct(self:RILS,
     def kl(image, f, visible, hidden):  # of some of the images -> (1,)
         g = self.decoder(self.visual.encode(self.visual.patches(image), visible), Mask(visible, hidden))
         g, target = self.visual.project(g), self.visual.project(f).detach()                   # (b,M,E)
-        return (language_kl(g.flatten(0, 1), target.flatten(0, 1), z, self.tau_pred, self.tau_target)[None],)
-    total = self.in_parts(kl, image[rows], f[rows], mask.visible, mask.hidden)[0][:n].sum()   # without what was filled up
-    return global_mean(total, n * mask.hidden.shape[1])
+        total, agree = language_kl(g.flatten(0, 1), target.flatten(0, 1), z, self.tau_pred, self.tau_target, agreement=True)
+        return total[None], agree[None]
+    total, agree = (v[:n].sum() for v in self.in_parts(kl, image[rows], f[rows], mask.visible, mask.hidden))   # without what was filled up
+    return global_mean(torch.stack([total, agree]), n * mask.hidden.shape[1]).unbind()
