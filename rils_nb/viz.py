@@ -185,7 +185,7 @@ def contact_sheet(
     return fig
 
 # %% ../nbs/17_viz.ipynb #841d6a1c
-CURVES = {'losses': ('loss', 'contrastive', 'reconstruction'), 'matched images, share': ('matched',), 'logit scale': ('logit_scale',),
+CURVES = {'losses': ('loss', 'contrastive', 'reconstruction'), 'matched images, agreeing patches': ('matched', 'agreement'), 'logit scale': ('logit_scale',),
           'learning rate': ('lr',), 'images/s': ('images_per_second',)}
 
 @styled
