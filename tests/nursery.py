@@ -36,7 +36,7 @@ def child(job, rank, meeting):
     code = 1
     try:
         getattr(importlib.import_module(module), name)(*job['args'])
-        dist.barrier()
+        if dist.is_initialized(): dist.barrier()  # Accelerate ends the group with a training
         code = 0
     except BaseException: traceback.print_exc()
     sys.stdout.flush(), sys.stderr.flush()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from safetensors.torch import load_file
 from rils_nb.core import read_jsonl, wrong_sums
 from rils_nb.readers import open_source
 from rils_nb.packing import pack
@@ -274,3 +275,16 @@ def test_what_the_launcher_says(tmp_path, what):
     words = dict(stop=['continue with --resume'], kill=['another process of this run ended'], loader=['a data loading process died', 'another process of this run ended'])[what]
     assert len(lines) <= len(words) and words[0] in ' '.join(lines), said
     load(tmp_path/'run')
+
+
+# A run of before
+
+def test_a_run_of_before_goes_on(nursery, tmp_path):
+    "tests/old_run was begun by commit c77e152, before the modules were divided; `expected` is what that commit ended with. Other processors round otherwise."
+    shutil.copytree(Path(__file__).parent/'old_run', tmp_path/'old_run')
+    before = load_file(tmp_path/'old_run'/'checkpoints'/'step-0000003'/WEIGHTS)
+    nursery.together('old_run:begin', tmp_path/'old_run', log=tmp_path/'log', ranks=1)
+    assert steps_of(tmp_path/'old_run') == [1, 2, 3, 4, 5, 6]
+    expected, after = load_file(tmp_path/'old_run'/'expected.safetensors'), read_tensors(newest(tmp_path/'old_run')/WEIGHTS)
+    assert before.keys() == after.keys() == expected.keys() and (before['decoder.head.weight'] - after['decoder.head.weight']).abs().max() > 1e-4
+    for k in expected: torch.testing.assert_close(after[k], expected[k], rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')
