@@ -13,8 +13,8 @@ import hashlib, math
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import DataLoader
 import torch.nn.functional as F
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from .core import UserError, noise
 from .samples import BadSample, tokenize
@@ -91,18 +91,19 @@ def fine_features(
 ):  # -> (B,h*shifts,w*shifts,E) normalised
     "Features finer than the patches, averaged over shifts of the image by less than a patch."
     x = torch.stack([view_of(model, i) for i in image])
+    h, w = x.shape[-2:]
     total = count = 0
     for dy in range(shifts):
         for dx in range(shifts):
-            z = _tokens_of(model, x, local) if not (dy or dx) else None
-            if z is not None: side = math.isqrt(z.shape[1])
-            patch = x.shape[-1] // side
-            oy, ox = dy * patch // shifts, dx * patch // shifts
-            if z is None: z = _tokens_of(model, F.pad(x.float(), (ox, 0, oy, 0), mode='replicate')[..., :x.shape[-2], :x.shape[-1]].byte(), local)
-            fine = z.unflatten(1, (side, side)).repeat_interleave(shifts, 1).repeat_interleave(shifts, 2)         # (B,h*s,w*s,E)
-            fine, seen = fine[:, dy:, dx:], torch.zeros(side * shifts, side * shifts, 1)                              # back to where it was
-            seen[:side * shifts - dy, :side * shifts - dx] = 1
-            total, count = total + F.pad(fine, (0, 0, 0, dx, 0, dy)), count + seen
+            if not (dy or dx): z = _tokens_of(model, x, local)
+            else:                                                                                             # moved down and to the right
+                part = w // side
+                moved = F.pad(x.float(), (dx * part // shifts, 0, dy * part // shifts, 0), mode='replicate')[..., :h, :w]
+                z = _tokens_of(model, moved.byte(), local)
+            side = math.isqrt(z.shape[1])
+            fine = z.unflatten(1, (side, side)).repeat_interleave(shifts, 1).repeat_interleave(shifts, 2)     # (B,h*s,w*s,E)
+            back = lambda v: F.pad(v[:, dy:, dx:], (0, 0, 0, dx, 0, dy))                                      # to where it was
+            total, count = total + back(fine), count + back(torch.ones(1, side * shifts, side * shifts, 1))
     return F.normalize(total / count, dim=-1)
 
 # %% ../nbs/16_features.ipynb #02c3176b

@@ -14,13 +14,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import open_clip
-from open_clip.transform import image_transform_v2, PreprocessCfg
 import timm
-from open_clip.transformer import VisionTransformer
 import torch
+import torchvision.transforms.v2.functional as TF
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import VisionTransformer
 from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
-import torchvision.transforms.v2.functional as TF
 from .core import Registry, UserError, nearest
 from .loader import as_batch, eval_view
 from .model import local_attention, unit_pixels

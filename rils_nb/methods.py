@@ -44,7 +44,7 @@ class Method(nn.Module):
         n = (self.image_size // self.patch_size)**2
         if n_visible(n, config.mask_ratio) == n and self.reconstructs:
             raise UserError(f'mask ratio {config.mask_ratio} hides none of {n} patches, so there is nothing to reconstruct: raise --mask_ratio')
-        self.masking = MASKINGS[config.masking]
+        self.masking, self.view = MASKINGS[config.masking], eval_view(self.image_size)
         self.visual = ImageEncoder(SIZES[config.size].timm, self.image_size, embed)
 
     def mask(self, keys, image=None):  # (B,) int64, (B,3,H,W) for methods whose masks look at it -> Mask
@@ -64,7 +64,7 @@ class Method(nn.Module):
         return self.visual.project(self.visual.encode(self.visual.patches(self.as_batch(image)))[:, 1:].mean(1))
     def as_batch(self, image):  # what `encode_image` takes -> (B,3,S,S) on the method's device
         "Images of any kind as the encoder takes them."
-        return as_batch(image, eval_view(self.image_size), (self.image_size,) * 2).to(self.visual.mean.device)
+        return as_batch(image, self.view, (self.image_size,) * 2).to(self.visual.mean.device)
     def after_step(self): "Called after each update of the weights."
 
     @property
