@@ -45,10 +45,10 @@ def lr_at(
 # %% ../nbs/13_optim.ipynb #b52152e7
 BAD_STEPS = 5
 
-def grad_norm(method):  # Method after its backward pass -> scalar tensor
+def grad_norm(optimizer):  # after a backward pass -> scalar tensor
     "The norm of the gradients that this process holds."
-    grads = [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in method.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads)
+    grads = [p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+    return torch.stack(torch._foreach_norm([g.to_local() if isinstance(g, DTensor) else g for g in grads])).norm()
 
 def unusable(
     loss,  # scalar tensor

@@ -110,7 +110,7 @@ def update(self:Training,
     "Update the weights, unless loss or gradient is not finite."
     self.lr = lr_at(step, self.steps, self.config)
     for group in self.optimizer.param_groups: group['lr'] = self.lr * group['factor']
-    norm = self.acc.clip_grad_norm_(self.model.parameters(), self.config.clip_grad) if self.config.clip_grad else grad_norm(self.method)
+    norm = self.acc.clip_grad_norm_(self.model.parameters(), self.config.clip_grad) if self.config.clip_grad else grad_norm(self.optimizer)
     told = all_sum(torch.stack([unusable(loss, norm), self.stop.flag(self.acc.device, self.saver.error)]))
     skip = self.optimizer.found_inf = told[0].clamp(max=1)
     self.failures = (self.failures + 1) * skip
