@@ -24,6 +24,7 @@ class Config:
     # what is learned
     method:str='rils'         # pre-training method: rils, clip, mae, mae_clip
     opts:str=''               # options of the method alone, as key=value,key=value
+    init:str=''               # what training starts from: a run, open_clip:NAME/TAG, timm:NAME/pretrained or an exported folder; empty = random weights
     size:str='tiny'           # encoder sizes: tiny, mini (laptop), ViT-S-16, ViT-B-32, ViT-B-16, ViT-L-16
     image_size:int=32         # side of the square image in pixels, a multiple of the patch side
     masking:str='random'      # how the hidden patches are chosen

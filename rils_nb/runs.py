@@ -180,10 +180,12 @@ def write_checkpoint(
 def order_of(
     source,      # training data, any reader
     resume_from, # checkpoint folder or None
-):  # -> dict: order (a hash of the shards' sizes), window (samples that are shuffled together)
-    "What the order of samples depends on, beside the seed."
+    teacher='',  # name and hash of the teacher that the method asks
+):  # -> dict: order (a hash of the shards' sizes), window (samples that are shuffled together), teacher
+    "What a run depends on, beside its config and its seed."
     state = json.loads((resume_from/'trainer.json').read_text()) if resume_from else dict(window=WINDOW)
-    return dict(order=key(*source.sizes), window=state.get('window', 20_000))  # of checkpoints that do not say it
+    window = state.get('window', 20_000)  # of checkpoints that do not say it
+    return dict(order=key(*source.sizes), window=window) | (dict(teacher=teacher) if teacher else {})
 
 def restore(
     method,     # Method
@@ -195,6 +197,8 @@ def restore(
     state = json.loads((folder/'trainer.json').read_text())
     if state.get('order', order['order']) != order['order']:
         raise UserError(f'the data are not those of `{folder}`: shards were added, removed or changed in size, so the order of samples would be another')
+    if state.get('teacher') != order.get('teacher'):
+        raise UserError(f'`{folder}` had the teacher `{state.get("teacher")}`, and this is `{order.get("teacher")}`: its weights changed, so the run would become another one')
     memory = read_tensors(folder/'trainer.safetensors')
     for n, p in method.named_parameters():
         mine = {k.rpartition('/')[2]: v for k, v in memory.items() if k.rpartition('/')[0] == n}

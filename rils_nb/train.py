@@ -31,6 +31,7 @@ from .methods import make
 from .optim import Average, BAD_STEPS, grad_norm, lr_at, optimizer_of, unusable
 from .runs import (EMA, Saver, WEIGHTS, bad_kinds, best_of, check_whole, claim, is_longer, load, note_bad, order_of, read_tensors, restore, 
     snapshot, steps_of, tidy)
+from .starts import find_teacher, start_from
 from .machine import fresh_accelerator, start
 from .viz import curves
 from .stops import Stop
@@ -45,10 +46,11 @@ def train(
     steps,             # of the whole run
     stop,              # Stop
     resume_from=None,  # checkpoint folder
+    teacher='',        # name and hash of what the method asks
     each=None,         # function of how many steps were made, of `save`, and of a function that gives the method to evaluate -> signal or 0
 ):  # -> signal number or 0
     "The training loop; returns the signal that stopped it, or 0."
-    with Training(method, source, acc, config, steps, stop, resume_from, each) as run:
+    with Training(method, source, acc, config, steps, stop, resume_from, teacher, each) as run:
         run.catch_up()
         for step, batch in run.batches():
             with acc.autocast(): parts = run.model(batch)
@@ -63,9 +65,9 @@ def train(
 # %% ../nbs/33_train.ipynb #383e7025
 class Training:
     "What the steps of a run share."
-    def __init__(self, method, source, acc, config, steps, stop, resume_from, each):
+    def __init__(self, method, source, acc, config, steps, stop, resume_from, teacher, each):
         self.method, self.acc, self.config, self.steps, self.stop, self.each = method, acc, config, steps, stop, each
-        self.optimizer, order = optimizer_of(method, config), order_of(source, resume_from)
+        self.optimizer, order = optimizer_of(method, config), order_of(source, resume_from, teacher)
         if resume_from: method.load_state_dict(read_tensors(resume_from/WEIGHTS))
         self.model, self.prepared = acc.prepare(method, self.optimizer)
         self.average = Average(method, config.ema, resume_from and read_tensors(resume_from/EMA)) if config.ema else None
@@ -254,6 +256,8 @@ def _fit(config, resume_from):
         check_whole(source, config)
         eval_source = open_source(config.eval_data, config.image_key, config.caption_key, config.label_key) if config.eval_data else None
         method = make(config)
+        told = start_from(method, config.init) if config.init and not resume_from else []
+        teacher = find_teacher(method, acc.device)
         tasks = harness.choose(method, eval_source, None if config.tasks == 'auto' else config.tasks) if eval_source else []
         check_best(method, config, eval_source, tasks)
     steps, out = length(config, source), Path(config.out)
@@ -267,9 +271,10 @@ def _fit(config, resume_from):
             describe(method, config, acc, source, steps)
             write_text(out/'config.json', to_json(config))
             if resume_from: print(f'resuming from {resume_from}{and_longer(config, resume_from)}\n')
+            for line in [*told, *([f'teacher: {teacher}'] if teacher else [])]: print(line)
         acc.init_trackers('rils_nb', config=dataclasses.asdict(config))
         each = partial(look, acc, config, eval_source, tasks, steps, stop)
-        stopped = train(method, source, acc, config, steps, stop, resume_from, each)
+        stopped = train(method, source, acc, config, steps, stop, resume_from, teacher, each)
         if not stopped and acc.is_main_process: stop.interruptible(partial(finish, config, eval_source, acc.device))
         acc.end_training()
         return stopped or stop.signal
