@@ -1,4 +1,4 @@
-"""What several processes of one run share: sums, rows with exact gradients, parts of weights, and the news that one of them is gone.
+"""What the processes of one run do together: add up numbers, gather embeddings with exact gradients, hold weights in parts, and say which of them failed.
 
 Docs: https://rils-nb.github.io/rils_nb/processes.html.md"""
 
@@ -57,6 +57,7 @@ def gathered(
     found = ((k, v.full_tensor() if isinstance(v, DTensor) else v) for k, v in tensors.items())
     return {k: v.detach().to('cpu', copy=True) for k, v in found if keep}
 
+# %% ../nbs/02_processes.ipynb #370e5f36
 def cut_like(
     v,  # whole tensor
     p,  # tensor of the same shape, in parts or not
@@ -65,7 +66,7 @@ def cut_like(
     v = v.to(p.device)
     return distribute_tensor(v, p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else v
 
-# %% ../nbs/02_processes.ipynb #90eda432
+# %% ../nbs/02_processes.ipynb #8035cbc5
 DIED = 'a data loading process died ({}): mostly for want of memory; lower --workers, and --resume goes on from the newest checkpoint'
 
 @contextmanager
@@ -77,6 +78,7 @@ def by_itself(workers):  # how many data loading processes there are
         if not workers: raise
         raise LocalError(DIED.format(type(e).__name__)) from e  # while it handed a batch over
 
+# %% ../nbs/02_processes.ipynb #a5286dc2
 HUNG_UP = 'closed by peer', 'reset by peer', 'roken pipe', 'remote process exit', 'communicator was aborted'  # gloo and NCCL
 
 @contextmanager
@@ -89,6 +91,7 @@ def in_words():
         if world()[1] == 1 or not any(w in said for w in HUNG_UP): raise
         raise UserError(f'another process of this run ended, so this one cannot go on ({said[-150:]})') from e
 
+# %% ../nbs/02_processes.ipynb #837aa25d
 @contextmanager
 def together(acc):  # Accelerator
     "All processes leave this block, or none does: a `UserError` that not all meet is said by those that do."
@@ -99,6 +102,7 @@ def together(acc):  # Accelerator
     if error: raise error if met == world()[1] else LocalError(str(error))
     if met: raise UserError('another process of this run could not begin: it says why')
 
+# %% ../nbs/02_processes.ipynb #4bd745fe
 def same_everywhere(
     first,  # how many steps were made
     acc,    # Accelerator
@@ -107,7 +111,7 @@ def same_everywhere(
     if all_sum(torch.tensor(float(first), device=acc.device)).item() != first * world()[1]:
         raise UserError('the processes found different checkpoints: the run folder must be on a file system that all of them share')
 
-# %% ../nbs/02_processes.ipynb #25c96fbd
+# %% ../nbs/02_processes.ipynb #8b08b963
 def _hold_memory():  # glibc
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return  # another C library
@@ -115,12 +119,14 @@ def _hold_memory():  # glibc
     mallopt(-1, -1)     # M_TRIM_THRESHOLD: which never shrinks
     mallopt(-2, 2**28)  # M_TOP_PAD: and grows in strides
 
+# %% ../nbs/02_processes.ipynb #b6b0c2ba
 def _has_onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
 
 def _mkl_is_narrow():
     cpu = getattr(torch.cpu, 'get_capabilities', dict)()
     return cpu.get('avx512_f') and 'AMD' in cpu['cpu_name'] and torch.backends.mkl.is_available() and _has_onednn()
 
+# %% ../nbs/02_processes.ipynb #7416b8c0
 @cache
 def _wide_products():
     linear, lib = torch.ops.mkldnn._linear_pointwise, torch.library.Library('aten', 'IMPL')
@@ -137,6 +143,7 @@ def _wide_products():
         for op in ('mm', 'addmm', 'mm.out', 'addmm.out'): route(op)  # compiled blocks call the last two
     return lib  # the routes last as long as it does
 
+# %% ../nbs/02_processes.ipynb #3758b7ee
 def tune_cpu(
     bf16=False, # whether autocast computes in bfloat16
 ):

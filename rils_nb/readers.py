@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 from tqdm.contrib.concurrent import process_map
 from webdataset.shardlists import expand_urls
 from .core import Registry, UserError, nearest
@@ -52,7 +53,7 @@ class _Rows:  # of a table: lists of what JSON knows
         if not 0 <= i < len(self): raise IndexError(i)
         return json.loads(self.data[self.ends[i]:self.ends[i + 1]].decode('utf-8', 'surrogatepass'))
 
-# %% ../nbs/06_readers.ipynb #94375312
+# %% ../nbs/06_readers.ipynb #82578db2
 class Manifest(Source):
     "Pairs listed in a CSV, TSV or JSON lines file."
     def __init__(self, path, image_key='image', caption_key='caption', label_key='label'):
@@ -69,47 +70,67 @@ class Manifest(Source):
         except OSError as e: raise UserError(f'`{path}` cannot be read: {e.strerror}')
         finally: csv.field_size_limit(csv_limit)
         if not head: raise UserError(f'`{path}` has no rows')
-        columns = list(dict.fromkeys(str(c) for r in head for c in r if c is not None))
-        if len(columns) == 1 and ';' in columns[0]: raise UserError(f'the columns of `{path}` are separated by `;`: save it with commas, or as .tsv with tabs')
-        for flag, name in (('image_key', image_key), ('caption_key', caption_key), ('label_key', label_key)):
-            needed = flag == 'image_key' or flag == 'caption_key' and label_key not in columns or flag == 'label_key' and name != 'label'
-            if needed and name not in columns:
-                raise UserError(f'`{path}` has no column `{name}`{nearest(name, columns)}: its columns are {", ".join(columns)}; name one with --{flag}')
+        self._check_columns(head, image_key, caption_key, label_key)
         names = sorted(labels - {None})
         if any('\ud800' <= c <= '\udfff' for n in names for c in n): raise UserError(f'labels of `{path}` are not UTF-8: save it as CSV UTF-8')
         self.classes, self.label = names or None, {n: i for i, n in enumerate(names)}
-        self._look([r.get(image_key) for r in head])
-
-    def _read(self):  # -> dicts, one after another
-        suffix = self.path.suffix.lower()
-        with open(self.path, 'rb') as f:
-            if f.read(2) in (b'\xff\xfe', b'\xfe\xff'): raise UserError(f'`{self.path}` is UTF-16: save it as UTF-8')
-        with open(self.path, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
-            if suffix == '.jsonl':
-                yield from (self._json(n, l) for n, l in enumerate(f, 1) if l.strip())
-                return
-            table = csv.DictReader((l.replace('\0', ' ') for l in f), delimiter='\t' if suffix == '.tsv' else ',', strict=True)
-            try: yield from table  # strict: a quote that is never closed would swallow the rest of the table
-            except csv.Error as e: raise UserError(f'`{self.path}` after line {table.line_num}: {e}; a text with quotes is "quoted" and has them doubled')
-    def _look(self, images):  # where nothing can be found, say so at once
-        first = [p for p in images if isinstance(p, str) and p]
-        if first and '://' in first[0]: raise UserError(f'the images of `{self.path}` are addresses, e.g. `{first[0]}`: fetch them first (img2dataset does)')
-        if first and not any(os.path.isfile(self.path.parent/p) for p in first):
-            raise UserError(f'`{self.path}` names images that do not exist, e.g. `{self.path.parent/first[0]}`: paths are relative to the table')
-    def _json(self, n, text):
-        try: row = json.loads(text)
-        except (ValueError, RecursionError) as e: raise UserError(f'`{self.path}` line {n} is not JSON ({e})')
-        if not isinstance(row, dict): raise UserError(f'`{self.path}` line {n} is not an object with columns')
-        return row
+        self._check_images([r.get(image_key) for r in head])
     def __len__(self): return len(self.rows)
-    def raw(self, i):
-        image, caption, label = self.rows[i]
-        if i in self.surplus: raise BadSample('pair', f'{self.path} row {i + 1} has more cells than the header: a text with commas is "quoted"')
-        if not isinstance(image, str) or not image: raise BadSample('pair', f'{self.path} row {i + 1} names no image')
-        path = self.path.parent/image
-        return read_bytes(path), path.suffix, (caption or '') if label is None else (caption or None), self.label.get(label), str(path)
 
-# %% ../nbs/06_readers.ipynb #4434c099
+# %% ../nbs/06_readers.ipynb #fee093a0
+@patch
+def _read(self:Manifest):  # -> dicts, one after another
+    suffix = self.path.suffix.lower()
+    with open(self.path, 'rb') as f:
+        if f.read(2) in (b'\xff\xfe', b'\xfe\xff'): raise UserError(f'`{self.path}` is UTF-16: save it as UTF-8')
+    with open(self.path, encoding='utf-8-sig', errors='surrogateescape', newline='') as f:
+        if suffix == '.jsonl':
+            yield from (self._json(n, l) for n, l in enumerate(f, 1) if l.strip())
+            return
+        table = csv.DictReader((l.replace('\0', ' ') for l in f), delimiter='\t' if suffix == '.tsv' else ',', strict=True)
+        try: yield from table  # strict: a quote that is never closed would swallow the rest of the table
+        except csv.Error as e:
+            raise UserError(f'`{self.path}` after line {table.line_num}: {e}; a cell with commas, quotes or line breaks stands in "quotes", '
+                            f'and a quote inside of it is written twice')
+
+@patch
+def _json(self:Manifest, n, text):  # line n -> dict
+    try: row = json.loads(text)
+    except (ValueError, RecursionError) as e: raise UserError(f'`{self.path}` line {n} is not JSON ({e})')
+    if not isinstance(row, dict): raise UserError(f'`{self.path}` line {n} is not an object with columns')
+    return row
+
+# %% ../nbs/06_readers.ipynb #e30f40be
+@patch
+def _check_columns(self:Manifest, head, image_key, caption_key, label_key):  # head: the first rows
+    columns = list(dict.fromkeys(str(c) for r in head for c in r if c is not None))
+    if len(columns) == 1 and ';' in columns[0]:
+        raise UserError(f'the columns of `{self.path}` are separated by `;`: save it with commas, or as .tsv with tabs')
+    for flag, name in (('image_key', image_key), ('caption_key', caption_key), ('label_key', label_key)):
+        needed = flag == 'image_key' or flag == 'caption_key' and label_key not in columns or flag == 'label_key' and name != 'label'
+        if needed and name not in columns:
+            raise UserError(f'`{self.path}` has no column `{name}`{nearest(name, columns)}: '
+                            f'its columns are {", ".join(columns)}; name one with --{flag}')
+
+# %% ../nbs/06_readers.ipynb #49db0dd0
+@patch
+def _check_images(self:Manifest, images):  # where nothing can be found, say so at once
+    first = [p for p in images if isinstance(p, str) and p]
+    if first and '://' in first[0]:
+        raise UserError(f'the images of `{self.path}` are addresses, e.g. `{first[0]}`: download them first (img2dataset does it)')
+    if first and not any(os.path.isfile(self.path.parent/p) for p in first):
+        raise UserError(f'`{self.path}` names images that do not exist, e.g. `{self.path.parent/first[0]}`: paths are relative to the table')
+
+# %% ../nbs/06_readers.ipynb #45fb9746
+@patch
+def raw(self:Manifest, i):
+    image, caption, label = self.rows[i]
+    if i in self.surplus: raise BadSample('pair', f'{self.path} row {i + 1} has more cells than the header: a text with commas is "quoted"')
+    if not isinstance(image, str) or not image: raise BadSample('pair', f'{self.path} row {i + 1} names no image')
+    path = self.path.parent/image
+    return read_bytes(path), path.suffix, (caption or '') if label is None else (caption or None), self.label.get(label), str(path)
+
+# %% ../nbs/06_readers.ipynb #0df0e060
 def _folder(path):
     if not os.path.isdir(path): raise UserError(f'the folder `{path}` does not exist')
     return Path(path)
@@ -123,12 +144,14 @@ class Folder(Source):
         found = _images(_folder(path))
         self.paths = [p for p in found if p.with_suffix('.txt').exists()]
         self.bad = [('pair', f'{p} has no .txt beside it') for p in found if not p.with_suffix('.txt').exists()]
-        if not self.paths: raise UserError(f'no pairs in the folder `{path}`: it has {len(found)} images and none with a .txt of the same name beside it')
+        if not self.paths:
+            raise UserError(f'no pairs in the folder `{path}`: it has {len(found)} images and none with a .txt of the same name beside it')
     def __len__(self): return len(self.paths)
     def raw(self, i):
         p = self.paths[i]
         return read_bytes(p), p.suffix, read_bytes(p.with_suffix('.txt')).split(b'\n'), None, str(p)
 
+# %% ../nbs/06_readers.ipynb #101f6957
 class ClassFolders(Source):
     "Images in a folder for each class."
     def __init__(self, path, **_):
@@ -140,21 +163,24 @@ class ClassFolders(Source):
         p, label = self.paths[i]
         return read_bytes(p), p.suffix, None, label, str(p)
 
-# %% ../nbs/06_readers.ipynb #7cac6932
+# %% ../nbs/06_readers.ipynb #90eda190
 def _class_names(path):  # the names of the labels: NAME-classes.txt as `pack` writes it, or classnames.txt
     for p in (re.sub(r'-\d+\.tar$', '-classes.txt', path), os.path.join(os.path.dirname(path), 'classnames.txt')):
         if p != path and os.path.isfile(p): return Path(p).read_text(encoding='utf-8').rstrip('\n').split('\n')
 
 def shard_paths(spec):  # 'a/{000..009}.tar', 'a/*.tar' or a list of these separated by '::' -> list of paths
     "The shards that a pattern names; raises `UserError` if there are none."
-    if re.match(r'^(pipe:|[a-z0-9]+://)', spec): raise UserError(f'`{spec}` is not on a disk: shards are read by place; mount or copy them, and give their path')
+    if re.match(r'^(pipe:|[a-z0-9]+://)', spec):
+        raise UserError(f'`{spec}` is not a path, and samples are read from any place in a file: mount or copy the shards, and give their path')
     if os.path.isdir(spec): spec = os.path.join(glob.escape(spec), '*.tar')
-    paths = [p for pattern in expand_urls(spec) for p in (sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not os.path.isfile(pattern) else [pattern])]
+    expand = lambda p: sorted(glob.glob(p)) if glob.has_magic(p) and not os.path.isfile(p) else [p]
+    paths = [p for pattern in expand_urls(spec) for p in expand(pattern)]
     missing = [p for p in paths if not os.path.isfile(p)]
     if missing: raise UserError(f'{len(missing)} of {len(paths)} shards of `{spec}` do not exist, e.g. `{missing[0]}`')
     if not paths: raise UserError(f'no shards match `{spec}` in `{os.getcwd()}`')
     return paths
 
+# %% ../nbs/06_readers.ipynb #153a6f74
 class Shards(Source):
     "Pairs in tar files."
     def __init__(self, spec, caption_key='caption', **_):
@@ -165,52 +191,72 @@ class Shards(Source):
         self.lengths, self.bad = [n for n, _, _ in parts], [tuple(b) for _, bad, _ in parts for b in bad]
         self.kept = [rows for _, _, rows in parts]
         self.starts, self.classes = np.cumsum([0] + self.lengths).tolist(), _class_names(self.paths[0])
-        if not len(self): raise UserError(f'the {len(self.paths)} shards of `{spec}` hold no complete pair ({len(self.bad)} damaged or incomplete' + (f', e.g. {self.bad[0][1]})' if self.bad else ')'))
-        self._remember()
-    def _remember(self):  # the places of what is shuffled together; those of a billion pairs would fill the memory
-        self.rows = lru_cache(8 + 3 * WINDOW * len(self.paths) // len(self))(self._rows)
-    def __getstate__(self): return {k: v for k, v in vars(self).items() if k != 'rows'} | dict(files={})  # open files and caches are a process's own
-    def __setstate__(self, state):
-        vars(self).update(state)
+        if not len(self):
+            example = f', e.g. {self.bad[0][1]}' if self.bad else ''
+            raise UserError(f'the {len(self.paths)} shards of `{spec}` hold no complete pair ({len(self.bad)} damaged or incomplete{example})')
         self._remember()
     @property
     def sizes(self): return self.lengths
     def __len__(self): return self.starts[-1]
-    def _rows(self, shard):  # -> its places
-        path, rows = self.paths[shard], self.kept[shard]
-        try: rows = _index(path)[0] if rows is None else rows
-        except OSError as e: raise BadSample('file', f'{path} ({e.strerror})')
-        if len(rows) != self.lengths[shard]: raise BadSample('tar', f'{path} has changed')
-        return rows
-    def _read(self, shard, offset, size):  # offset in blocks
-        bounded(size, f'{self.paths[shard]}: a member')
-        try:
-            if shard not in self.files:
-                if len(self.files) >= 256: os.close(self.files.pop(next(iter(self.files))))
-                self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
-            data = os.pread(self.files[shard], size, offset * 512)
-        except OSError as e: raise BadSample('file', f'{self.paths[shard]} ({e.strerror})')
-        if len(data) < size: raise BadSample('tar', f'{self.paths[shard]} became shorter')
-        return data
-    def raw(self, i):
-        shard = bisect_right(self.starts, i) - 1
-        places = self.rows(shard)[i - self.starts[shard]].tolist()
-        get = {part: partial(self._read, shard, o, s) for part, o, s in zip(_ORDER, places[::2], places[1::2]) if o}
-        header = tarfile.TarInfo.frombuf(self._read(shard, places[0] - 1, 512), 'utf-8', 'surrogateescape')
-        name, texts, label = f'{self.paths[shard]}: {header.name}', None, None
-        try:
-            if 'json' in get: texts = self._caption(get['json']())
-            if texts in (None, '', []) and 'txt' in get: texts = get['txt']()
-            if texts is None and 'cls' not in get: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
-            if 'cls' in get: label = int(get['cls']())
-            if label is not None and not 0 <= label < 2**31: raise BadSample('label', f'{label} is no class')
-        except (ValueError, RecursionError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
-        return get['image'](), Path(header.name).suffix, texts, label, name
-    def _caption(self, data):
-        fields = json.loads(data)
-        return fields.get(self.caption_key, fields.get('caption')) if isinstance(fields, dict) else None
 
-# %% ../nbs/06_readers.ipynb #ca4ac084
+# %% ../nbs/06_readers.ipynb #59c17d95
+@patch
+def _remember(self:Shards):  # the places of what is shuffled together; those of a billion pairs would fill the memory
+    self.rows = lru_cache(8 + 3 * WINDOW * len(self.paths) // len(self))(self._rows)
+
+@patch
+def _rows(self:Shards, shard):  # -> its places
+    path, rows = self.paths[shard], self.kept[shard]
+    try: rows = _index(path)[0] if rows is None else rows
+    except OSError as e: raise BadSample('file', f'{path} ({e.strerror})')
+    if len(rows) != self.lengths[shard]: raise BadSample('tar', f'{path} has changed')
+    return rows
+
+# %% ../nbs/06_readers.ipynb #d6025e5a
+@patch
+def _read(self:Shards, shard, offset, size):  # offset in blocks
+    bounded(size, f'{self.paths[shard]}: a member')
+    try:
+        if shard not in self.files:
+            if len(self.files) >= 256: os.close(self.files.pop(next(iter(self.files))))
+            self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
+        data = os.pread(self.files[shard], size, offset * 512)
+    except OSError as e: raise BadSample('file', f'{self.paths[shard]} ({e.strerror})')
+    if len(data) < size: raise BadSample('tar', f'{self.paths[shard]} became shorter')
+    return data
+
+# %% ../nbs/06_readers.ipynb #d020731f
+@patch
+def raw(self:Shards, i):
+    shard = bisect_right(self.starts, i) - 1
+    places = self.rows(shard)[i - self.starts[shard]].tolist()
+    get = {part: partial(self._read, shard, o, s) for part, o, s in zip(_ORDER, places[::2], places[1::2]) if o}
+    header = tarfile.TarInfo.frombuf(self._read(shard, places[0] - 1, 512), 'utf-8', 'surrogateescape')
+    name, texts, label = f'{self.paths[shard]}: {header.name}', None, None
+    try:
+        if 'json' in get: texts = self._caption(get['json']())
+        if texts in (None, '', []) and 'txt' in get: texts = get['txt']()
+        if texts is None and 'cls' not in get: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
+        if 'cls' in get: label = int(get['cls']())
+        if label is not None and not 0 <= label < 2**31: raise BadSample('label', f'{label} is no class')
+    except (ValueError, RecursionError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
+    return get['image'](), Path(header.name).suffix, texts, label, name
+
+@patch
+def _caption(self:Shards, data):
+    fields = json.loads(data)
+    return fields.get(self.caption_key, fields.get('caption')) if isinstance(fields, dict) else None
+
+# %% ../nbs/06_readers.ipynb #4fdfab8e
+@patch
+def __getstate__(self:Shards): return {k: v for k, v in vars(self).items() if k != 'rows'} | dict(files={})
+
+@patch
+def __setstate__(self:Shards, state):
+    vars(self).update(state)
+    self._remember()
+
+# %% ../nbs/06_readers.ipynb #32c1258a
 READERS = Registry('reader')  # name -> (does it look like this?, open)
 
 def _scenes(spec, **_):
@@ -221,15 +267,20 @@ def _scenes(spec, **_):
         if kinds[k] is int and not re.fullmatch(r'-?[0-9]+', v): raise UserError(f'{k} of the scenes is a whole number, given `{v}`')
     return Scenes(**{k: kinds[k](v) for k, _, v in given})
 
+# %% ../nbs/06_readers.ipynb #f6b81f13
 def _has_classes(root):  # images in subfolders, and none of the first has a .txt beside it
     found = list(islice((p for p in Path(root).rglob('*') if p.suffix.lower() in IMAGES and not p.name.startswith('.')), 100))
     return bool(found) and not any(p.parent == Path(root) or p.with_suffix('.txt').exists() for p in found)
+
+def _has_shards(s): return s.endswith('.tar') or '://' in s or s.startswith('pipe:') or os.path.isdir(s) and glob.glob(f'{glob.escape(s)}/*.tar')
+
 READERS['scenes'] = (lambda s: s == 'scenes', lambda s, **kw: _scenes('' if s == 'scenes' else s, **kw))
-READERS['shards'] = (lambda s: s.endswith('.tar') or '://' in s or s.startswith('pipe:') or os.path.isdir(s) and glob.glob(f'{glob.escape(s)}/*.tar'), Shards)
+READERS['shards'] = (_has_shards, Shards)
 READERS['manifest'] = (lambda s: Path(s).suffix.lower() in ('.csv', '.tsv', '.jsonl'), Manifest)
 READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolders)
 READERS['folder'] = (os.path.isdir, Folder)
 
+# %% ../nbs/06_readers.ipynb #19d1ee0d
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl, a folder; or kind:spec
     image_key='image',     # column of image paths in a table

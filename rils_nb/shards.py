@@ -17,27 +17,29 @@ from webdataset.tariterators import base_plus_ext
 from .core import aside_of, key
 from .samples import IMAGES
 
-# %% ../nbs/05_shards.ipynb #f87fd6a9
+# %% ../nbs/05_shards.ipynb #3378e304
 WINDOW = 100_000  # samples that are shuffled together, at least one shard
 _PARTS = {**{s: 'image' for s in IMAGES}, '.txt': 'txt', '.json': 'json', '.cls': 'cls'}
 _ORDER = ('image', 'txt', 'json', 'cls')
 
-def _lost(file, start, stop, padding):  # is there more than padding between two members?
-    os.lseek(file, start, os.SEEK_SET)
-    first = os.read(file, 512)
-    if first[156:157] == b'g' and first[257:262] == b'ustar': return False  # a global header, as git archive writes it
-    return stop - start > padding or bool(os.pread(file, stop - start, start).strip(b'\0'))
-
-def _open_tar(f, size):  # at the first header that tarfile bears
+# %% ../nbs/05_shards.ipynb #91b1094f
+def _open_tar(f, size):  # at the first block that tarfile accepts as a header
     for start in range(0, max(size, 512), 512):
         f.seek(start)
         try: return tarfile.TarFile(fileobj=f, ignore_zeros=True)
         except Exception: pass
     raise tarfile.ReadError('no header')
 
-def scan(path):  # tar file -> rows (n,8) uint32: place in blocks of 512 bytes and size of image, txt, json, cls (place 0: absent); list of (kind, where)
-    "The places of all samples of a shard."
-    size, samples, bad, end, last, dotted = os.path.getsize(path), {}, [], 0, None, {}
+# %% ../nbs/05_shards.ipynb #a9aff59f
+def _lost(file, start, stop, padding):  # is there more than padding between two members?
+    os.lseek(file, start, os.SEEK_SET)
+    first = os.read(file, 512)
+    if first[156:157] == b'g' and first[257:262] == b'ustar': return False  # a global header, as git archive writes it
+    return stop - start > padding or bool(os.pread(file, stop - start, start).strip(b'\0'))
+
+# %% ../nbs/05_shards.ipynb #a69e28d2
+def _members(path, bad):  # yields the members whose data are there; what is lost is appended to `bad` as (kind, where)
+    size, end = os.path.getsize(path), 0
     with open(path, 'rb') as f, _open_tar(f, size) as tar:
         while True:
             try: member = tar.next()
@@ -48,33 +50,47 @@ def scan(path):  # tar file -> rows (n,8) uint32: place in blocks of 512 bytes a
                 bad.append(('tar', f'{path} ends in the middle ({e})'))
                 break
             begin = member.offset if member else size
-            if begin > end and _lost(f.fileno(), end, begin, 2**14 if member else 2**20): bad.append(('tar', f'{path}: no header can be read in bytes {end} to {begin}'))
+            if begin > end and _lost(f.fileno(), end, begin, 2**14 if member else 2**20):
+                bad.append(('tar', f'{path}: no header can be read in bytes {end} to {begin}'))
             if member is None: break
             if member.size < 0 or member.offset_data + member.size > size:  # cut off, or the size is wrong: search on from here
                 bad.append(('tar', f'{path}: {member.name} is cut off'))
                 end, tar.offset = size, member.offset_data
                 continue
             end, tar.members = tar.offset, []  # tarfile remembers every member; millions add up
-            base, ext = base_plus_ext(member.name)
-            part = _PARTS.get(f'.{ext}'.lower()) if base and member.isfile() else None
-            if part is None:
-                if base and Path(member.name).suffix.lower() in _PARTS: dotted[member.name] = base
-                continue
-            runs = samples.setdefault(base, [])                        # of members that stand together
-            if base != last or part in runs[-1]: runs.append({})
-            runs[-1][part], last = (member.offset_data // 512, min(member.size, 2**32 - 1)), base
+            yield member
+
+# %% ../nbs/05_shards.ipynb #ae92b4d2
+def _join(runs):  # of one name, each a dict: part -> (place, size); -> the samples
+    whole = []
+    for run in runs:  # a name that comes again is another sample, or the other half of one
+        if whole and not whole[-1].keys() & run.keys(): whole[-1] |= run
+        else: whole.append(run)
+    return whole
+
+# %% ../nbs/05_shards.ipynb #f597a671
+def scan(path):  # tar file -> rows (n,8) uint32: block and size of image, txt, json, cls (block 0: absent); list of (kind, where)
+    "The places of all samples of a shard."
+    samples, bad, last, dotted = {}, [], None, {}
+    for member in _members(path, bad):
+        base, ext = base_plus_ext(member.name)
+        part = _PARTS.get(f'.{ext}'.lower()) if base and member.isfile() else None
+        if part is None:
+            if base and Path(member.name).suffix.lower() in _PARTS: dotted[member.name] = base
+            continue
+        runs = samples.setdefault(base, [])
+        if base != last or part in runs[-1]: runs.append({})
+        runs[-1][part], last = (member.offset_data // 512, min(member.size, 2**32 - 1)), base
     rows = []
     for base, runs in samples.items():
-        whole = []
-        for run in runs:  # a name that comes again is another sample, or the other half of one
-            if whole and not whole[-1].keys() & run.keys(): whole[-1] |= run
-            else: whole.append(run)
-        for s in whole:
+        for s in _join(runs):
             if 'image' in s and len(s) > 1: rows.append([v for part in _ORDER for v in s.get(part, (0, 0))])
             else: bad.append(('pair', f'{path}: {base} has only {", ".join(s)}'))
-    bad += [('pair', f'{path}: the name {name} has a dot in it, which webdataset takes for the beginning of a suffix') for name, base in dotted.items() if base not in samples]
+    bad += [('pair', f'{path}: the name {name} has a dot in it, which webdataset takes for the beginning of a suffix')
+            for name, base in dotted.items() if base not in samples]
     return np.array(rows, np.uint32).reshape(-1, 8), bad
 
+# %% ../nbs/05_shards.ipynb #c3201550
 def _index(path):  # what `scan` gives, or an earlier one left beside the shard; whether it stands there
     stat, beside = os.stat(path), f'{path}.index.npz'
     stamp = np.array([3, stat.st_size, stat.st_mtime_ns])  # 3: this layout
@@ -90,6 +106,7 @@ def _index(path):  # what `scan` gives, or an earlier one left beside the shard;
     except OSError: return rows, bad, False  # a folder that cannot be written: scanned again next time
     return rows, bad, True
 
+# %% ../nbs/05_shards.ipynb #11250b2b
 @contextmanager
 def _after_the_first(folder):  # of the shards: one process of a machine scans, the others wait and find what it left
     if int(os.environ.get('LOCAL_WORLD_SIZE', 1)) == 1 or not os.access(folder, os.W_OK): yield
@@ -99,6 +116,7 @@ def _after_the_first(folder):  # of the shards: one process of a machine scans, 
             except BlockingIOError: fcntl.flock(lock, fcntl.LOCK_SH)  # until the first is done, and then all at once
             yield
 
+# %% ../nbs/05_shards.ipynb #8cfd6060
 def _length(path):  # -> how many samples, list of (kind, where), and the places where they could not be left beside the shard
     rows, bad, stands = _index(path)
     return len(rows), bad, None if stands else rows
