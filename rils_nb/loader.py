@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -24,6 +25,14 @@ from .samples import BadSample, caption_id, decode_image, decode_pil, read_bytes
 from .shards import WINDOW
 
 # %% ../nbs/07_loader.ipynb #3e301874
+def _windows(sizes, window):  # samples of each shard, in the order of reading -> first shard of each window, and last of all their number
+    ends, cuts = np.cumsum(sizes), [0]
+    while cuts[-1] < len(sizes):
+        begun = ends[cuts[-1] - 1] if cuts[-1] else 0
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, begun + window, side='right'))))
+    return cuts
+
+# %% ../nbs/07_loader.ipynb #fe765cbe
 class Plan:
     "Which sample comes when."
     def __init__(self,
@@ -35,34 +44,35 @@ class Plan:
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.epoch, self.block = lru_cache(2)(self._epoch), lru_cache(3)(self._block)
     def _shuffle(self, n, *what): return noise(torch.tensor([key(self.seed, *what)]), n)[0].argsort().numpy()
-    def _epoch(self, e):  # -> shards in order, first position of each window, and the last shard + 1 of each window
+    def _epoch(self, e):  # -> shards in order, first position of each window, first shard of each window and their number
         order = self._shuffle(len(self.sizes), 'shards', e)
-        ends = np.cumsum(self.sizes[order])
-        cuts = [0]
-        while cuts[-1] < len(order):
-            begun = ends[cuts[-1] - 1] if cuts[-1] else 0
-            cuts.append(max(cuts[-1] + 1, int(np.searchsorted(ends, begun + self.window, side='right'))))
+        ends, cuts = np.cumsum(self.sizes[order]), _windows(self.sizes[order], self.window)
         return order, [int(ends[c - 1]) if c else 0 for c in cuts], cuts
     def _block(self, e, w):  # -> samples of window w in order
         order, _, cuts = self.epoch(e)
         samples = np.concatenate([np.arange(self.starts[s], self.starts[s] + self.sizes[s]) for s in order[cuts[w]:cuts[w + 1]]])
         return samples[self._shuffle(len(samples), 'samples', e, w)]
-    def at(self, position):  # -> (epoch, sample)
-        "The sample at a position."
-        e, p = divmod(position, self.n)
-        firsts = self.epoch(e)[1]
-        w = bisect_right(firsts, p) - 1
-        return e, int(self.block(e, w)[p - firsts[w]])
-    def rows(self,
-        step,     # counted from 0
-        batch,    # global batch G
-        rank=0,   # this process
-        world=1,  # processes
-    ):  # -> list of (epoch, sample), G/W long
-        "The samples of one process in one step."
-        if batch % world: raise UserError(f'a batch of {batch} cannot be shared by {world} processes: give a multiple of {world}')
-        first = step * batch + rank * (batch // world)
-        return [self.at(p) for p in range(first, first + batch // world)]
+
+# %% ../nbs/07_loader.ipynb #89aeacd0
+@patch
+def at(self:Plan, position):  # -> (epoch, sample)
+    "The sample at a position."
+    e, p = divmod(position, self.n)
+    firsts = self.epoch(e)[1]
+    w = bisect_right(firsts, p) - 1
+    return e, int(self.block(e, w)[p - firsts[w]])
+
+@patch
+def rows(self:Plan,
+    step,     # counted from 0
+    batch,    # global batch G
+    rank=0,   # this process
+    world=1,  # processes
+):  # -> list of (epoch, sample), G/W long
+    "The samples of one process in one step."
+    if batch % world: raise UserError(f'a batch of {batch} cannot be shared by {world} processes: give a multiple of {world}')
+    first = step * batch + rank * (batch // world)
+    return [self.at(p) for p in range(first, first + batch // world)]
 
 # %% ../nbs/07_loader.ipynb #7b79db81
 VIEWS = Registry('view')
@@ -78,6 +88,7 @@ def _square(middle, x):
     h, w = x.shape[-2:]  # a strip of 2 x 8000 pixels would be resized to gigabytes before its middle is taken: cut it first
     return middle(v2.functional.center_crop(x, [min(h, 8 * w), min(w, 8 * h)]) if max(h, w) > 8 * min(h, w) else x)
 
+# %% ../nbs/07_loader.ipynb #265cb79b
 @VIEWS.register('image')
 def image_view(config):  # -> function of sample, key
     "A random crop of the picture, resized to the square; mirrored at random where the config says so."
@@ -90,6 +101,7 @@ def image_view(config):  # -> function of sample, key
         with seeded(key): return turn(crop(x))
     return view
 
+# %% ../nbs/07_loader.ipynb #c32ec2b0
 @VIEWS.register('tokens')
 def caption_view(config):  # -> function of sample, key
     "One of the captions."
@@ -99,6 +111,13 @@ def caption_view(config):  # -> function of sample, key
     return view
 
 # %% ../nbs/07_loader.ipynb #0b6a59e0
+def _picture(x):  # path, PIL image or (3,H,W) tensor -> (3,H,W)
+    if torch.is_tensor(x): return x
+    if isinstance(x, Image.Image): return decode_pil(x)
+    try: return decode_image(read_bytes(x))
+    except BadSample as e: raise UserError(f'`{x}` cannot be read as an image ({e.where or e.kind})')
+
+# %% ../nbs/07_loader.ipynb #91f89821
 def as_batch(
     images, # (B,3,H,W) tensor, or a list of paths, PIL images or (3,H,W) tensors
     view,   # function of (3,H,W) that gives what the model takes
@@ -111,17 +130,12 @@ def as_batch(
     if isinstance(images, (str, Path, Image.Image)): images = [images]
     return torch.stack([view(_picture(x)) for x in images])
 
-def _picture(x):
-    if torch.is_tensor(x): return x
-    if isinstance(x, Image.Image): return decode_pil(x)
-    try: return decode_image(read_bytes(x))
-    except BadSample as e: raise UserError(f'`{x}` cannot be read as an image ({e.where or e.kind})')
-
 # %% ../nbs/07_loader.ipynb #5d3f6261
 class Unusable(UserError):
     "So many damaged samples in a row that something else is wrong."
     def __init__(self, message): super().__init__(message.rpartition('Unusable: ')[2].strip())  # torch puts a worker's traceback before it
 
+# %% ../nbs/07_loader.ipynb #7fccbc98
 class Views(Dataset):
     "Views of the samples of a source."
     def __init__(self, config, source, views):
@@ -138,6 +152,7 @@ class Views(Dataset):
             i = key(self.seed, epoch, i, 'instead', attempt) % len(self.source)
         raise Unusable(f'100 samples in a row are damaged, the last one: {bad[-1][0]} {bad[-1][1]}; look at the data with rils-data check')
 
+# %% ../nbs/07_loader.ipynb #53688d53
 def collate(samples):  # list of dicts -> batch
     "Put samples together: pictures are stacked, captions become tokens and ids."
     batch = dict(keys=torch.tensor([s['keys'] for s in samples]), bad=[b for s in samples for b in s['bad']])
@@ -151,11 +166,6 @@ def collate(samples):  # list of dicts -> batch
     return batch
 
 # %% ../nbs/07_loader.ipynb #26d3ac2d
-class _Steps:  # the batch sampler: a list of (epoch, sample) for each step
-    def __init__(self, plan, batch, start, steps, rank, world): self.plan, self.args, self.range = plan, (batch, rank, world), range(start, steps)
-    def __len__(self): return len(self.range)
-    def __iter__(self): return (self.plan.rows(s, *self.args) for s in self.range)
-
 def _quiet(_):  # signals that reach the whole group are the trainer's to answer: it saves and ends its workers. Only a second SIGTERM ends one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
@@ -168,6 +178,13 @@ def in_workers(
     "How samples are read in processes of their own."
     return dict(num_workers=n, worker_init_fn=_quiet, multiprocessing_context=START if n else None)
 
+# %% ../nbs/07_loader.ipynb #99087600
+class _Steps:  # the batch sampler: a list of (epoch, sample) for each step
+    def __init__(self, plan, batch, start, steps, rank, world): self.plan, self.args, self.range = plan, (batch, rank, world), range(start, steps)
+    def __len__(self): return len(self.range)
+    def __iter__(self): return (self.plan.rows(s, *self.args) for s in self.range)
+
+# %% ../nbs/07_loader.ipynb #f1945f15
 def loader(
     config,  # Config: batch, seed, workers, image_size, crop, flip
     source,  # Source
