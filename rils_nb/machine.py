@@ -59,7 +59,8 @@ def prepare_fsdp(
 ):
     "Set FSDP up so that it computes what DDP does; raises `UserError` for what it cannot do here."
     if plugin.fsdp_version != 2: raise UserError('FSDP of version 1 is not offered: set fsdp_version to 2')
-    if plugin.activation_checkpointing: raise UserError('fsdp_activation_checkpointing would rename the weights: set it to false and use --checkpointing')
+    if plugin.activation_checkpointing:
+        raise UserError('fsdp_activation_checkpointing would rename the weights: set it to false and use --checkpointing')
     if isinstance(plugin.cpu_offload, CPUOffloadPolicy): raise UserError('fsdp_offload_params is not offered: set it to false')
     plugin.mixed_precision_policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if config.reduce == 'bf16' else None)  # autocast does the rest
     plugin.cpu_ram_efficient_loading = False  # all processes have the same weights already
@@ -70,11 +71,12 @@ def _check_launch(acc, config, n):  # n processes were started
         raise UserError(f'{acc.distributed_type.value} is not offered: use DDP, or FSDP for large models')
     if acc.distributed_type == DistributedType.FSDP: prepare_fsdp(acc.state.fsdp_plugin, config)
     if config.processes and config.processes != n:
-        raise UserError(f'--processes {config.processes} asked for, {n} started: use `accelerate launch --multi_gpu --num_processes {config.processes}` '
-                        '(it starts CPU processes too; with --cpu it starts one)')
+        raise UserError(f'--processes {config.processes} asked for, {n} started: use '
+                        f'`accelerate launch --multi_gpu --num_processes {config.processes}` (it starts CPU processes too; with --cpu it starts one)')
     if config.batch % n: raise UserError(f'batch {config.batch} does not divide into {n} processes: use {config.batch // n * n or n}')
     if acc.gradient_accumulation_steps > 1:
-        raise UserError('gradient_accumulation_steps would split the batch that images and texts are compared in: set it to 1 and use --accum, which does not')
+        raise UserError('gradient_accumulation_steps would split the batch that images and texts are compared in: '
+                        'set it to 1 and use --accum, which does not')
 
 # %% ../nbs/30_machine.ipynb #09645b15
 def start(config):  # -> Accelerator

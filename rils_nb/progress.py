@@ -114,7 +114,8 @@ def describe(
     print('(* differs from the default)\n')
     print('parameters: ' + ', '.join(f'{k} {v:,}' for k, v in parameters(method).items()))
     n = world()[1]
-    print(f'{steps:,} steps of {config.batch} images = {n} process{"es" * (n > 1)} x {config.batch // n} on {acc.device.type}, '
-          f'{acc.mixed_precision if acc.mixed_precision != "no" else "float32"}; {len(source):,} samples, {steps * config.batch / len(source):.1f} epochs')
+    precision = acc.mixed_precision if acc.mixed_precision != 'no' else 'float32'
+    print(f'{steps:,} steps of {config.batch} images = {n} process{"es" * (n > 1)} x {config.batch // n} on {acc.device.type}, {precision}; '
+          f'{len(source):,} samples, {steps * config.batch / len(source):.1f} epochs')
     if getattr(source, 'bad', ()): print(f'left out, damaged or incomplete: {kinds(source.bad)} (rils-data check names them)')
     print()
