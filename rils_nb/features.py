@@ -43,8 +43,8 @@ def finite(
 ):  # -> z
     "`z` itself; raises `UserError` where some of its rows are not finite."
     bad = int((~z.isfinite()).reshape(len(z), -1).any(1).sum()) if z.numel() else 0
-    if bad: raise UserError(f'{bad} of {len(z)} {what} are not finite (NaN or infinity), so nothing can be measured: look for skipped steps in the log '
-                            'of its run, or evaluate an earlier checkpoint')
+    if bad: raise UserError(f'{bad} of {len(z)} {what} are not finite (NaN or infinity), so nothing can be measured: '
+                            'look for skipped steps in the log of its run, or evaluate an earlier checkpoint')
     return z
 
 # %% ../nbs/16_features.ipynb #a0c274ec
@@ -82,6 +82,11 @@ def _tokens_of(model, image, local):  # (B,3,S,S) uint8 as the model wants it
     with evaluating(model): z = encode(image.to(device_of(model)), **(dict(local=True) if local else {}))
     return F.normalize(finite(z.float().cpu(), f'images whose patch features `{name_of(model)}` gives'), dim=-1)
 
+# %% ../nbs/16_features.ipynb #3cefeb63
+def _moved(x, dx, dy):  # (B,3,H,W) uint8, by dx pixels to the right and dy down
+    h, w = x.shape[-2:]
+    return F.pad(x.float(), (dx, 0, dy, 0), mode='replicate')[..., :h, :w].byte()
+
 # %% ../nbs/16_features.ipynb #13fd6643
 def fine_features(
     model,      # Method or Library, of square patches
@@ -91,15 +96,11 @@ def fine_features(
 ):  # -> (B,h*shifts,w*shifts,E) normalised
     "Features finer than the patches, averaged over shifts of the image by less than a patch."
     x = torch.stack([view_of(model, i) for i in image])
-    h, w = x.shape[-2:]
     total = count = 0
     for dy in range(shifts):
         for dx in range(shifts):
-            if not (dy or dx): z = _tokens_of(model, x, local)
-            else:                                                                                             # moved down and to the right
-                part = w // side
-                moved = F.pad(x.float(), (dx * part // shifts, 0, dy * part // shifts, 0), mode='replicate')[..., :h, :w]
-                z = _tokens_of(model, moved.byte(), local)
+            part = x.shape[-1] // side if dy or dx else 0  # pixels along a patch, known from the first map on
+            z = _tokens_of(model, _moved(x, dx * part // shifts, dy * part // shifts) if part else x, local)
             side = math.isqrt(z.shape[1])
             fine = z.unflatten(1, (side, side)).repeat_interleave(shifts, 1).repeat_interleave(shifts, 2)     # (B,h*s,w*s,E)
             back = lambda v: F.pad(v[:, dy:, dx:], (0, 0, 0, dx, 0, dy))                                      # to where it was
@@ -127,33 +128,7 @@ class _Views(torch.utils.data.Dataset):  # (index, view, captions, label, digest
 
 def _digest(image): return int.from_bytes(hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest(), 'big')  # equal for equal pixels
 
-# %% ../nbs/16_features.ipynb #fafdd820
-_shared = None
-
-@contextmanager
-def sharing():
-    "Within this block, features of the same model and data are computed once."
-    global _shared
-    outer, _shared = _shared, {} if _shared is None else _shared
-    try: yield
-    finally: _shared = outer
-
-def features(
-    model,      # Method or Library
-    source,     # any reader
-    n=0,        # at most so many samples; 0 = all
-    batch=256,  # images encoded at a time, at most 512
-    workers=0,  # processes that read images
-    encode=None,# function of (B,3,S,S) uint8 -> (B,D); None: model.encode_image
-):  # -> dict: image (n,D) float32, labels (n,) or None, captions (list of lists), index (list), digest (list of int), bad (int)
-    "Embeddings of a source's images, with what is known about them; raises `UserError` where they are not finite."
-    if not len(source): raise UserError('the data for the evaluation holds no samples')
-    what = (id(model), id(source), n, None if encode is None else getattr(encode, '__qualname__', encode))
-    if _shared is not None and what in _shared: return _shared[what][0]
-    out = _encode(model, source, subset(len(source), n), min(batch, 512), workers, encode or model.encode_image)
-    if _shared is not None: _shared[what] = out, model, source  # kept alive, so that an id stays theirs
-    return out
-
+# %% ../nbs/16_features.ipynb #ebe72116
 def _whole(rows): return [r for r in rows if r is not None]
 
 def _encode(model, source, index, batch, workers, encode):
@@ -171,3 +146,31 @@ def _encode(model, source, index, batch, workers, encode):
     index, captions, labels, digest = map(list, zip(*rows))
     return dict(image=finite(torch.cat(z), f'image features of `{name_of(model)}`'), captions=captions, index=index, bad=bad, digest=digest,
                 labels=None if None in labels else torch.tensor(labels))
+
+# %% ../nbs/16_features.ipynb #0a5555c7
+_shared = None
+
+@contextmanager
+def sharing():
+    "Within this block, features of the same model and data are computed once."
+    global _shared
+    outer, _shared = _shared, {} if _shared is None else _shared
+    try: yield
+    finally: _shared = outer
+
+# %% ../nbs/16_features.ipynb #fafdd820
+def features(
+    model,      # Method or Library
+    source,     # any reader
+    n=0,        # at most so many samples; 0 = all
+    batch=256,  # images encoded at a time, at most 512
+    workers=0,  # processes that read images
+    encode=None,# function of (B,3,S,S) uint8 -> (B,D); None: model.encode_image
+):  # -> dict: image (n,D) float32, labels (n,) or None, captions (list of lists), index (list), digest (list of int), bad (int)
+    "Embeddings of a source's images, with what is known about them; raises `UserError` where they are not finite."
+    if not len(source): raise UserError('the data for the evaluation holds no samples')
+    what = (id(model), id(source), n, None if encode is None else getattr(encode, '__qualname__', encode))
+    if _shared is not None and what in _shared: return _shared[what][0]
+    out = _encode(model, source, subset(len(source), n), min(batch, 512), workers, encode or model.encode_image)
+    if _shared is not None: _shared[what] = out, model, source  # kept alive, so that an id stays theirs
+    return out

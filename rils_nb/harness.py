@@ -53,6 +53,7 @@ def hit(
         miss = torch.where(j < k - a, miss * ((t - r - j) / (t - j).clamp(min=1)).clamp(min=0), miss)
     return 1 - miss
 
+# %% ../nbs/19_harness.ipynb #0f3bb56e
 def won(
     scores,  # (n,C)
     right,   # (n,C) bool, the right answers
@@ -62,16 +63,6 @@ def won(
     return (best & right).sum(1) / best.sum(1)
 
 # %% ../nbs/19_harness.ipynb #b33c0f85
-NEEDS = Registry('need')
-NEEDS['text'] = (lambda model, source: getattr(model, 'encode_text', None) is not None,
-                 '`{model}` has no text tower, so {task} is undefined; use probe')
-NEEDS['captions'] = (lambda model, source: bool(source.read(_first(source)).get('captions')),
-                     'the data has no captions, which {task} needs')
-NEEDS['labels'] = (lambda model, source: source.read(_first(source)).get('label') is not None,
-                   'the data has no labels, which {task} needs: give class folders (--data FOLDER), a table with a column of classes (--label_key), or scenes')
-NEEDS['scenes'] = (lambda model, source: isinstance(source, Scenes),
-                   'the task {task} knows the embedded scenes alone: give --data scenes:split=val')
-
 def _first(source):  # index of the first sample that can be read
     if not len(source): raise UserError('the data for the evaluation holds no samples')
     for i in range(len(source)):
@@ -80,6 +71,18 @@ def _first(source):  # index of the first sample that can be read
         return i
     raise UserError(f'none of the {len(source)} samples of the evaluation could be read')
 
+NEEDS = Registry('need')
+NEEDS['text'] = (lambda model, source: getattr(model, 'encode_text', None) is not None,
+                 '`{model}` has no text tower, so {task} is undefined; use probe')
+NEEDS['captions'] = (lambda model, source: bool(source.read(_first(source)).get('captions')),
+                     'the data has no captions, which {task} needs')
+NEEDS['labels'] = (lambda model, source: source.read(_first(source)).get('label') is not None,
+                   'the data has no labels, which {task} needs: give class folders (--data FOLDER), '
+                   'a table with a column of classes (--label_key), or scenes')
+NEEDS['scenes'] = (lambda model, source: isinstance(source, Scenes),
+                   'the task {task} knows the embedded scenes alone: give --data scenes:split=val')
+
+# %% ../nbs/19_harness.ipynb #49b77900
 def missing(
     name,    # of a task
     model,   # Method or Library
@@ -110,11 +113,12 @@ def choose(
         if why := missing(t, model, source): raise UserError(why)
     return [t for t in names if t]
 
+# %% ../nbs/19_harness.ipynb #e6fe47d6
 def options(evaluate):  # -> dict: keyword-only argument -> default
     "What can be chosen about an evaluation."
     return {p.name: p.default for p in inspect.signature(evaluate).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
-def _say_if_trained_on(model, config):
+def _say_if_trained_on(model, config):  # paths are compared, so `data/a` and `data/./a` are the same
     if os.path.normpath(getattr(getattr(model, 'config', None), 'data', '')) == os.path.normpath(config.eval_data):
         notice(f'`{config.eval_data}` is what this model was trained on: the figures tell what it remembers; give other data to see what it learned')
 
@@ -150,6 +154,7 @@ def record(
         metrics = {k.partition('/')[2]: v for k, v in results.items() if k.startswith(f'{t}/')}
         append_jsonl(path, named | dict(task=t, metrics=metrics, options=kwargs, config=asdict(config) if config else None))
 
+# %% ../nbs/19_harness.ipynb #e08ba938
 def table(results):  # dict as `run_tasks` gives it -> str
     "Results as aligned text: shares in percent, with chance beside them."
     show = lambda v: str(v) if isinstance(v, int) else f'{100 * v:.1f} %'
@@ -169,9 +174,11 @@ def bounds(
 ):  # -> Config
     "The config under which a model is evaluated: that of its run, with what the command line says."
     config = getattr(model, 'config', None) or Config(batch=256)
-    asked = dict(eval_samples='n', batch='batch', workers='workers', image_key='image_key', caption_key='caption_key', label_key='label_key', eval_data='data')
+    asked = dict(eval_samples='n', batch='batch', workers='workers', eval_data='data',
+                 image_key='image_key', caption_key='caption_key', label_key='label_key')
     return replace(config, **{field: a[k] for field, k in asked.items() if k in a})
 
+# %% ../nbs/19_harness.ipynb #0e3059af
 def where(spec):  # a model's spec -> (checkpoint's step or None, the run's results.jsonl or None)
     "What a run says about itself by the names of its folders."
     if not Path(spec).exists(): return None, None
@@ -180,6 +187,7 @@ def where(spec):  # a model's spec -> (checkpoint's step or None, the run's resu
     run = folder.parent.parent if folder.parent.name == 'checkpoints' else folder
     return int(step[1]) if step else None, run/'results.jsonl'
 
+# %% ../nbs/19_harness.ipynb #050e808a
 def on_device(
     model,     # Method or Library
     device='', # cpu, cuda, ...; empty: cuda if there is one
@@ -190,6 +198,7 @@ def on_device(
     try: return model.to(device)
     except (RuntimeError, AssertionError) as e: raise UserError(f'device `{device}` cannot be used: {str(e).splitlines()[0]}')
 
+# %% ../nbs/19_harness.ipynb #a7d3e784
 def evaluate_command(
     a,    # dict: model, and perhaps tasks, data, n, batch, workers, image_key, caption_key, out, device
     own,  # dict of the tasks' options
@@ -227,7 +236,9 @@ def evaluate(
     known = {k for f in EVALS.values() for k in options(f)}
     for k in kwargs:
         if k not in known: raise UserError(f'no task has an option `{k}`{nearest(k, known)}')
-    model = on_device(load_model(model), device) if isinstance(model, (str, Path)) else on_device(model, device) if device else model
+    if isinstance(model, (str, Path)): model = on_device(load_model(model), device)
+    elif device: model = on_device(model, device)
     spec = data if isinstance(data, str) else ''
     config = bounds(model, dict(n=n, batch=batch, workers=workers) | (dict(data=spec) if spec else {}))
-    return run_tasks(model, config, open_source(spec or config.eval_data or 'scenes:split=val') if isinstance(data, str) else data, tasks, **kwargs)
+    source = open_source(spec or config.eval_data or 'scenes:split=val') if isinstance(data, str) else data
+    return run_tasks(model, config, source, tasks, **kwargs)

@@ -14,8 +14,6 @@ from fastcore.basics import patch
 import torch
 
 # %% ../nbs/31_stops.ipynb #8e16c778
-class _Interrupted(BaseException): "A signal came in an evaluation."  # no Exception: nobody but us may catch it
-
 class Stop:
     "Remembers that SIGTERM or SIGINT came; a second SIGINT interrupts at once."
     def __init__(self):
@@ -26,22 +24,31 @@ class Stop:
     def __exit__(self, *_):
         for s, handler in self.old.items(): signal.signal(s, handler)
 
-    def note(self, number, frame):
-        "What happens when a signal comes."
-        if os.getpid() != self.process: return  # a worker that loads images; it ends with us
-        if self.signal and number == signal.SIGINT: raise KeyboardInterrupt
-        self.signal = number
-        if self.at_once:
-            self.at_once = False
-            raise _Interrupted
+# %% ../nbs/31_stops.ipynb #44f7d6cb
+class _Interrupted(BaseException): "A signal came in an evaluation."  # no Exception: nobody but us may catch it
 
-    def interruptible(self, f):  # f: function without arguments -> what it returns, or None
-        "Call a function that a signal ends."
-        try:
-            self.at_once = True
-            return None if self.signal else f()
-        except _Interrupted: return None
-        finally: self.at_once = False
+@patch
+def note(self:Stop,
+    number,  # of the signal
+    frame,   # where it came; not used
+):
+    "What happens when a signal comes."
+    if os.getpid() != self.process: return  # a worker that loads images; it ends with us
+    if self.signal and number == signal.SIGINT: raise KeyboardInterrupt
+    self.signal = number
+    if self.at_once:
+        self.at_once = False
+        raise _Interrupted
+
+# %% ../nbs/31_stops.ipynb #8a368535
+@patch
+def interruptible(self:Stop, f):  # f: function without arguments -> what it returns, or None
+    "Call a function that a signal ends."
+    try:
+        self.at_once = True
+        return None if self.signal else f()
+    except _Interrupted: return None
+    finally: self.at_once = False
 
 # %% ../nbs/31_stops.ipynb #d02ee3d5
 @patch
@@ -60,6 +67,7 @@ def agreed(self:Stop,
     if total.device.type == 'cuda': total = self.of_the_step_before(total)
     return int(total > 0) and (self.signal or signal.SIGTERM)
 
+# %% ../nbs/31_stops.ipynb #6a89d31c
 @patch
 def of_the_step_before(self:Stop,
     total,  # number on the device

@@ -46,6 +46,25 @@ def fit_linear(
 # %% ../../nbs/evals/22_probe.ipynb #e6d8e277
 SWEEP = tuple(10.**k for k in range(-5, 4))
 
+def _standardised(x, x_test):  # (n,D), (m,D): both by the mean and deviation of the first
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    return (x - mean) / std, (x_test - mean) / std
+
+def _right(m, x, y):  # (W, b), (n,D), (n,) -> share of right answers
+    w, b = m
+    return ((x @ w.T + b).argmax(1) == y).float().mean().item()
+
+def _choose(x, y, classes, sweep):  # -> C, and the classifier that was fitted to the other four fifths with it
+    part = noise(torch.arange(len(x)), 1)[:, 0].argsort().to(x.device)
+    val, fit = part[:max(1, len(x) // 5)], part[max(1, len(x) // 5):]
+    found, m = [], None
+    for c in sweep:
+        m = fit_linear(x[fit], y[fit], classes, c, m)
+        surprise = F.cross_entropy(x[val] @ m[0].T + m[1], y[val]).item()
+        found.append((_right(m, x[val], y[val]), -surprise, c, m))
+    return max(found, key=lambda f: f[:2])[2:]  # of equal accuracies the one with the lower loss
+
+# %% ../../nbs/evals/22_probe.ipynb #13eb1dca
 def linear_probe(
     x,             # (n,D) training features
     y,             # (n,) training labels, int64
@@ -56,18 +75,9 @@ def linear_probe(
 ):  # -> top-1, chosen C
     "Accuracy of a linear classifier whose penalty is chosen on a part of the training set."
     finite(x, 'training features'), finite(x_test, 'test features')
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    part = noise(torch.arange(len(x)), 1)[:, 0].argsort().to(x.device)
-    val, fit = part[:max(1, len(x) // 5)], part[max(1, len(x) // 5):]
-    score = lambda m, x, y: ((x @ m[0].T + m[1]).argmax(1) == y).float().mean().item()
-    found, m = [], None
-    for c in sweep:
-        m = fit_linear(x[fit], y[fit], classes, c, m)
-        surprise = F.cross_entropy(x[val] @ m[0].T + m[1], y[val]).item()
-        found.append((score(m, x[val], y[val]), -surprise, c, m))
-    _, _, c, m = max(found, key=lambda f: f[:2])  # of equal accuracies the one with the lower loss
-    return score(fit_linear(x, y, classes, c, m), x_test, y_test), c
+    x, x_test = _standardised(x, x_test)
+    c, m = _choose(x, y, classes, sweep)
+    return _right(fit_linear(x, y, classes, c, m), x_test, y_test), c
 
 # %% ../../nbs/evals/22_probe.ipynb #c71cca1e
 def knn(
@@ -88,18 +98,37 @@ def knn(
         for k in ks: out[k].append(votes[:, :k].sum(1).argmax(1))
     return {k: torch.cat(v) for k, v in out.items()}
 
-# %% ../../nbs/evals/22_probe.ipynb #eb3ac181
+# %% ../../nbs/evals/22_probe.ipynb #149e9be8
 def _match(train, source):  # labels of `train` -> labels of `source`, by the names of the classes; None where they do not fit
     a, b = (list(getattr(s, 'classes', None) or []) for s in (train, source))
     if not a or not b or not set(b) <= set(a): return None
     return torch.tensor([b.index(n) if n in b else -1 for n in a])
 
+# %% ../../nbs/evals/22_probe.ipynb #eb3ac181
 def _new(digest, tested):  # (n,) bool: images that are not tested
     tested = set(tested)
     new = torch.tensor([d not in tested for d in digest], dtype=torch.bool)
     if not new.all(): print(f'{(~new).sum()} of {len(new)} training images of the probe are tested as well and left out of its training')
     return new
 
+def _halves(f):  # a dict of `features`, divided by chance
+    part = noise(torch.arange(len(f['labels'])), 2)[:, 1].argsort()
+    a, b = part[:(len(part) + 1) // 2], part[(len(part) + 1) // 2:]
+    a = a[_new([f['digest'][i] for i in a], [f['digest'][i] for i in b])]
+    return (f['image'][a], f['labels'][a]), (f['image'][b], f['labels'][b])
+
+# %% ../../nbs/evals/22_probe.ipynb #b0179efb
+def _training_data(model, config, source, train_data):  # -> training images, table of their labels; or None, None
+    own = '' if train_data else getattr(getattr(model, 'config', None), 'data', '')
+    try: train = open_source(train_data or own, config.image_key, config.caption_key, config.label_key) if train_data or own else None
+    except UserError:
+        if train_data: raise
+        train = None  # the run's data is elsewhere now
+    table = _match(train, source) if train is not None and len(train) else None
+    if table is None and train_data: raise UserError(f'`{train_data}` does not have all classes of the evaluation data, so no probe can learn them')
+    return train, table
+
+# %% ../../nbs/evals/22_probe.ipynb #edb4af0b
 def training_half(
     model,       # Method or Library
     config,      # Config: batch and workers bound the work
@@ -109,29 +138,20 @@ def training_half(
     n,           # at most so many images of train_data or of the run; 0 = all
 ):  # -> (features, labels) for training, (features, labels) for the test
     "What a probe is trained and tested on, no image in both."
-    own = '' if train_data else getattr(getattr(model, 'config', None), 'data', '')
-    try: train = open_source(train_data or own, config.image_key, config.caption_key, config.label_key) if train_data or own else None
-    except UserError:
-        if train_data: raise
-        train = None  # the run's data is elsewhere now
-    table = _match(train, source) if train is not None and len(train) else None
-    if table is None and train_data: raise UserError(f'`{train_data}` does not have all classes of the evaluation data, so no probe can learn them')
+    train, table = _training_data(model, config, source, train_data)
     if table is None: return _halves(f)
     g = features(model, train, n, config.batch, config.workers, backbone(model))
-    if g['labels'] is None or g['labels'].max() >= len(table): raise UserError(f'some training samples of the probe have no label, or one beyond the {len(table)} class names')
+    if g['labels'] is None or g['labels'].max() >= len(table):
+        raise UserError(f'some training samples of the probe have no label, or one beyond the {len(table)} class names')
     y, new = table[g['labels']], _new(g['digest'], f['digest'])
     keep = (y >= 0) & new
     if new.any(): return (g['image'][keep], y[keep]), (f['image'], f['labels'])
-    if train_data: raise UserError(f'all {len(new)} training images of `{train_data}` are those of the test: give other data, or leave --train_data out to learn from a half')
+    if train_data: raise UserError(f'all {len(new)} training images of `{train_data}` are those of the test: '
+                                   'give other data, or leave --train_data out to learn from a half')
     print('the model was trained on the evaluation data, so the probe learns from one half of it and is tested on the other')
     return _halves(f)
 
-def _halves(f):  # a dict of `features`, divided by chance
-    part = noise(torch.arange(len(f['labels'])), 2)[:, 1].argsort()
-    a, b = part[:(len(part) + 1) // 2], part[(len(part) + 1) // 2:]
-    a = a[_new([f['digest'][i] for i in a], [f['digest'][i] for i in b])]
-    return (f['image'][a], f['labels'][a]), (f['image'][b], f['labels'][b])
-
+# %% ../../nbs/evals/22_probe.ipynb #55c9352a
 @task('probe', 'labels')
 def probe(
     model,   # Method or Library
@@ -146,7 +166,8 @@ def probe(
     if f['labels'] is None: raise UserError('some samples have no label, which probe needs')
     train, test = training_half(model, config, source, f, train_data, train_samples)
     (x, y), (x_test, y_test) = [(a.to(device_of(model)), b.to(device_of(model))) for a, b in (train, test)]
-    if len(y.unique()) < 2 or not len(y_test): raise UserError(f'a probe needs two classes or more to learn, and the {len(y)} training images have {len(y.unique())}')
+    if len(y.unique()) < 2 or not len(y_test):
+        raise UserError(f'a probe needs two classes or more to learn, and the {len(y)} training images have {len(y.unique())}')
     classes = 1 + int(max(y.max(), y_test.max()))
     linear, c = linear_probe(x, y, x_test, y_test, classes)
     near = knn(x, y, x_test, classes)
