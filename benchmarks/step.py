@@ -42,7 +42,8 @@ def ours(name):
     "A method of this package; `rils@SHARE` with a given share of matched images."
     import torch
     from rils_nb.config import Config
-    from rils_nb.methods import RILS, make
+    from rils_nb.methods import make
+    from rils_nb.rils import RILS
     class Given(RILS):
         def compare(self, z_i, z_t, batch):
             return super().compare(z_i, z_t, batch)[0], torch.arange(len(z_i), device=z_i.device) < round(float(share) * len(z_i))

@@ -22,7 +22,7 @@ from .libraries import name_of, view_of
 from .features import device_of, evaluating, features, fine_features, subset
 from .losses import patchify
 from .masking import take
-from .methods import Pixels
+from .rils import Pixels
 from .scenes import COLOURS, SHAPES, Scenes
 from .viz import gallery_row, panel, save_figure, search, styled, word_colours, word_features, word_map
 

@@ -151,7 +151,7 @@ def tidy(
 # %% ../nbs/14_runs.ipynb #50d78729
 def snapshot(
     method,        # Method
-    optimizer,     # of `optimizer_of`
+    optimizer,     # AdamW
     average,       # Average or None
     keep=True,     # whether this process will write it
 ):  # -> dict: file -> dict of tensors, which later steps do not change
@@ -189,7 +189,7 @@ def order_of(
 
 def restore(
     method,     # Method
-    optimizer,  # of `optimizer_of`, without a state
+    optimizer,  # AdamW, without a state
     folder,     # checkpoint folder
     order,      # dict of `order_of`
 ):  # -> step

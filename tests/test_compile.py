@@ -6,7 +6,8 @@ import torch
 @pytest.mark.long
 def test_compiled_blocks_are_compiled_once():
     from rils_nb.config import Config
-    from rils_nb.methods import METHODS, RILS, make
+    from rils_nb.methods import METHODS, make
+    from rils_nb.rils import RILS
     from torch._dynamo.utils import counters
     class Given(RILS):
         def compare(self, z_i, z_t, batch): return super().compare(z_i, z_t, batch)[0], torch.arange(len(z_i)) < self.hits

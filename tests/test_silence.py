@@ -23,7 +23,8 @@ from rils_nb.features import text_features
 from rils_nb.evals.probe import probe
 from rils_nb.evals.retrieval import recall, retrieval
 from rils_nb.evals.zeroshot import accuracy, zeroshot
-from rils_nb.methods import METHODS, RILS, make
+from rils_nb.methods import METHODS, make
+from rils_nb.rils import RILS
 from rils_nb.runs import EMA, WEIGHTS, load, newest, read_tensors
 from rils_nb.scenes import Scenes
 from rils_nb.train import fit

@@ -8,7 +8,8 @@ from torch.nn.parallel import DistributedDataParallel
 from rils_nb.config import Config
 from rils_nb.core import key
 from rils_nb.processes import world
-from rils_nb.methods import METHODS, RILS, make
+from rils_nb.methods import METHODS, make
+from rils_nb.rils import RILS
 from rils_nb.processes import gathered
 from rils_nb.optim import optimizer_of
 

@@ -16,7 +16,8 @@ from rils_nb import harness, machine, train
 from rils_nb.config import Config
 from rils_nb.core import Registry, UserError, write_text
 from rils_nb.processes import world
-from rils_nb.methods import METHODS, MAE
+from rils_nb.methods import METHODS
+from rils_nb.rils import MAE
 
 BASE = Config(method='told', opts='decoder_width=32,decoder_depth=1,decoder_heads=2', data='scenes:n=64', eval_data='', tasks='', batch=16, steps=9,
               eps=0.01, precision='float32', save_every=4, keep=9, log_every=1, processes=2, ema=0.9)
