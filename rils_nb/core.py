@@ -22,7 +22,7 @@ class UserError(Exception):
 class LocalError(UserError):
     "A `UserError` that one process of several meets alone."
 
-# %% ../nbs/00_core.ipynb #4f25088a
+# %% ../nbs/00_core.ipynb #bc8d52d6
 def _speaks(): return os.environ.get('RANK', '0') == '0'  # the process that says what all have to say; before there is a process group, too
 
 def _say(words):
@@ -34,6 +34,7 @@ def notice(words):
     "Say something on stderr: once, however often it is found, and by one process of several."
     if _speaks(): _say(words)
 
+# %% ../nbs/00_core.ipynb #4f25088a
 def command(main):  # a function that reads `sys.argv`
     "Wrap `main` as a command: a `UserError` becomes one line on stderr and exit code 2."
     @wraps(main)
@@ -47,7 +48,7 @@ def command(main):  # a function that reads `sys.argv`
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
             _say(f'error: the disk is full ({e})')
-            sys.stdout = open(os.devnull, 'w')  # where it goes to a file that cannot grow, what is left of it would change the exit code
+            sys.stdout = open(os.devnull, 'w')  # a file that cannot grow: writing its last lines at exit would fail, and change the exit code
             sys.exit(2)
     return run
 
@@ -57,6 +58,7 @@ def nearest(name, choices):  # -> str: "; did you mean `x`?" or ''
     near = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
     return f'; did you mean `{near[0]}`?' if near else ''
 
+# %% ../nbs/00_core.ipynb #20845677
 class Registry(dict):
     "Named components of one kind; looking up an unknown name raises a `UserError` that lists the valid ones."
     def __init__(self, kind): self.kind = kind  # e.g. 'method', used in error messages
@@ -100,7 +102,7 @@ def seeded(key):  # integer in [0, 2^63)
     try: yield
     finally: torch.default_generator.set_state(state)
 
-# %% ../nbs/00_core.ipynb #c65fe55c
+# %% ../nbs/00_core.ipynb #e8068cf6
 @contextmanager
 def writing(path):  # what is written, for the message
     "Within this block, an error of the disk is a `UserError`."
@@ -114,6 +116,7 @@ def _sync(path):  # a file's content, or a folder's list of names, reaches the d
         if e.errno != errno.EINVAL: raise  # some network file systems cannot do it for a folder
     finally: os.close(fd)
 
+# %% ../nbs/00_core.ipynb #c65fe55c
 def write_text(
     path,  # file to write; an existing one is replaced in one step
     text,
@@ -164,6 +167,7 @@ def remove_folder(path):
     with writing(path): os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
+# %% ../nbs/00_core.ipynb #78fe39b9
 def sweep(folder):  # that nobody writes to now
     "Remove what killed processes left aside in a folder."
     for p in Path(folder).glob('.*.aside'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
@@ -179,6 +183,7 @@ def write_sums(folder):  # in which all files are written
     files = sorted(p for p in Path(folder).iterdir() if p.is_file())
     write_text(Path(folder)/SUMS, ''.join(f'{_sum(p)}  {p.name}\n' for p in files))
 
+# %% ../nbs/00_core.ipynb #20560d17
 def wrong_sums(folder):  # -> list of names, empty where there are no sums
     "The files of a folder that are missing or differ from what was written."
     folder = Path(folder)
@@ -199,7 +204,8 @@ def only_one(path):  # file, which is gone afterwards
         try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             file.seek(0)
-            if e.errno in (errno.EACCES, errno.EAGAIN): raise UserError(f'{file.read().strip() or "another process"} is working in `{path.parent}`: wait for its end, or stop it')
+            if e.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f'{file.read().strip() or "another process"} is working in `{path.parent}`: wait until it ends, or stop it')
         file.truncate(0)
         print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
         try: yield
@@ -216,6 +222,7 @@ def append_jsonl(path, record):  # record: a dict of what JSON knows
                 if f.read(1) != b'\n': f.write(b'\n')
             f.write((json.dumps(record) + '\n').encode())
 
+# %% ../nbs/00_core.ipynb #91415a87
 def read_jsonl(path):  # -> list of dicts
     "Read JSON lines; a line that is not whole is left out."
     def parse(line):

@@ -26,7 +26,7 @@ BACKGROUNDS = dict(white=(245, 245, 245), grey=(128, 128, 128), black=(15, 15, 1
 SIZES = ('small', 'large')
 RELATIONS = ('left of', 'right of', 'above', 'below')  # of the first object to the second
 
-# %% ../nbs/03_scenes.ipynb #22fee1b5
+# %% ../nbs/03_scenes.ipynb #42e98ec6
 SHAPES = Registry('shape')
 shape = SHAPES.register
 
@@ -38,6 +38,8 @@ def _square(x, y): return np.maximum(abs(x), abs(y)) - 0.8
 def _triangle(x, y):
     y = y - 0.2  # apex at -0.95, base at 0.775
     return np.maximum(y, math.sqrt(3)/2 * abs(x) - y/2) - 0.575
+
+# %% ../nbs/03_scenes.ipynb #aa60c80c
 @shape('cross')
 def _cross(x, y):
     x, y = abs(x), abs(y)
@@ -47,7 +49,7 @@ def _ring(x, y): return abs(np.hypot(x, y) - 0.68) - 0.24
 @shape('crescent')
 def _crescent(x, y): return np.maximum(np.hypot(x, y) - 0.95, 0.78 - np.hypot(x - 0.5, y))
 
-# %% ../nbs/03_scenes.ipynb #df19e6dc
+# %% ../nbs/03_scenes.ipynb #6b2b0edf
 @shape('star')
 def _star(x, y, notch=0.42):
     r, fifth = np.hypot(x, y), 2 * math.pi / 5
@@ -63,6 +65,7 @@ def _heart(x, y, scale=0.62):
     edge = np.sqrt(np.minimum(x**2 + (y - 1)**2, (x - along)**2 + (y - along)**2)) * np.sign(x - y)
     return np.where(x + y > 1, lobe, edge) / scale
 
+# %% ../nbs/03_scenes.ipynb #4f61a380
 PAIRS = [(s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS))]  # label = 8*shape + colour
 CLASSES = [f'{list(COLOURS)[c]} {list(SHAPES)[s]}' for s, c in PAIRS]
 
@@ -79,11 +82,12 @@ def _dotted(x, y):
     u, v = (a / 0.62 - np.round(a / 0.62) for a in (x, y))
     return np.clip(0.5 + 6 * (0.28 - np.hypot(u, v)), 0, 1)
 
-# %% ../nbs/03_scenes.ipynb #7a94ca10
+# %% ../nbs/03_scenes.ipynb #c1d571ea
 HELD_OUT = {(s, (3*s + 1) % 8) for s in range(8)}
 _main = np.array([p for p in PAIRS if p not in HELD_OUT])
 SPLITS = dict(train=(_main, 20_000), val=(_main, 2_000), heldout=(np.array(sorted(HELD_OUT)), 1_000))  # pairs, scenes by default
 
+# %% ../nbs/03_scenes.ipynb #7a94ca10
 def layout(
     keys,     # (B,) int64
     pairs,    # (P,2) pairs of shape and colour that may occur
@@ -103,7 +107,8 @@ def layout(
     away = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])[relation] * .24  # (B,xy) from the middle to the first object
     centre = .5 + jitter + two[:, None, None] * np.stack([away, -away], 1)
     return dict(two=two, shape=pairs[both, 0], colour=pairs[both, 1], size=size, texture=texture, background=pick(8, len(BACKGROUNDS)),
-                relation=relation, radius=radius.astype(np.float32), centre=centre.astype(np.float32), shade=(.92 + .16 * u[:, 15:17]).astype(np.float32))
+                relation=relation, radius=radius.astype(np.float32), centre=centre.astype(np.float32),
+                shade=(.92 + .16 * u[:, 15:17]).astype(np.float32))
 
 # %% ../nbs/03_scenes.ipynb #5bf96435
 def _points(t, k, rows, side):  # pixel centres of scenes `rows` in radii of their object k: x (R,1,S), y (R,S,1)
@@ -120,6 +125,7 @@ def _by_kind(kinds, functions, t, k, rows, side):  # evaluate for each scene the
             out[where] = f(x, y)
     return out
 
+# %% ../nbs/03_scenes.ipynb #4e5eec5c
 def distances(
     t,    # layout
     k,    # which object, 0 or 1
@@ -162,16 +168,17 @@ def draw(
         image[rows] += cover * (colour - image[rows])
     return style.finish(torch.from_numpy(image), keys).round().clamp(0, 255).byte()
 
-# %% ../nbs/03_scenes.ipynb #0c5883bf
+# %% ../nbs/03_scenes.ipynb #d719ffd4
 SINGLE = ('{a}', 'a picture of {a}', '{a} on a {background} background', 'there is {a} on {background}', 'a {background} background with {a}',
           'an image that shows {a}', '{a} in the middle')
-DOUBLE = ('{a} {relation} {b}', '{a} and {b}', 'a picture of {a} {relation} {b}', '{b} {converse} {a}', '{a} {relation} {b} on a {background} background',
-          'on {background}, {b} {converse} {a}', '{a} next to {b}')
+DOUBLE = ('{a} {relation} {b}', '{a} and {b}', 'a picture of {a} {relation} {b}', '{b} {converse} {a}',
+          '{a} {relation} {b} on a {background} background', 'on {background}, {b} {converse} {a}', '{a} next to {b}')
 NOUNS = ('{colour} {shape}', '{size} {colour} {shape}', '{texture} {colour} {shape}', '{size} {texture} {colour} {shape}')
 _converse = (1, 0, 3, 2)
 
 def _a(words): return ('an ' if words[0] in 'aeiou' else 'a ') + words
 
+# %% ../nbs/03_scenes.ipynb #0c5883bf
 def captions(
     facts, # dict as `Scenes.facts` gives it
     key,   # chooses wordings
@@ -214,18 +221,22 @@ class Scenes:
     def __len__(self): return self.n
     def __getstate__(self): return vars(self) | dict(_kept=None if self._kept is None else {})  # another process draws for itself
 
-    def images(self, start, stop):  # -> (stop-start,3,S,S) uint8
-        "Draw scenes `start` to `stop`."
-        rows = [slice(i, min(i + 64, stop)) for i in range(start, stop, 64)]  # so few that they stay in the processor's cache
-        return torch.cat([draw({f: v[r] for f, v in self.table.items()}, self.keys[r], self.size, self.style) for r in rows])
-    def image(self, i):  # -> (3,S,S) uint8
-        "Picture of scene `i`."
-        if self._kept is None: return self.images(i, i + 1)[0]
-        c = i // self.chunk
-        if c not in self._kept: self._kept[c] = self.images(c * self.chunk, min(self.n, (c + 1) * self.chunk))
-        return self._kept[c][i % self.chunk]
+# %% ../nbs/03_scenes.ipynb #f1cb5b29
+@patch
+def images(self:Scenes, start, stop):  # -> (stop-start,3,S,S) uint8
+    "Draw scenes `start` to `stop`."
+    rows = [slice(i, min(i + 64, stop)) for i in range(start, stop, 64)]  # so few that they stay in the processor's cache
+    return torch.cat([draw({f: v[r] for f, v in self.table.items()}, self.keys[r], self.size, self.style) for r in rows])
 
-# %% ../nbs/03_scenes.ipynb #acf42eed
+@patch
+def image(self:Scenes, i):  # -> (3,S,S) uint8
+    "Picture of scene `i`."
+    if self._kept is None: return self.images(i, i + 1)[0]
+    c = i // self.chunk
+    if c not in self._kept: self._kept[c] = self.images(c * self.chunk, min(self.n, (c + 1) * self.chunk))
+    return self._kept[c][i % self.chunk]
+
+# %% ../nbs/03_scenes.ipynb #07ab28cc
 _shapes, _colours, _textures, _backgrounds = map(list, (SHAPES, COLOURS, TEXTURES, BACKGROUNDS))
 
 @patch
@@ -245,6 +256,7 @@ def read(self:Scenes, i):  # -> dict: image (3,S,S) uint8, captions, label, name
     return dict(image=self.image(i), captions=captions(self.facts(i), int(self.keys[i]) * 0x9E3779B97F4A7C15 >> 16),
                 label=int(self.table['label'][i]), name=f'scene-{i}')
 
+# %% ../nbs/03_scenes.ipynb #acf42eed
 @patch
 def annotation(self:Scenes, i):  # -> dict: boxes (k,4) xyxy pixels, masks (k,S,S) bool, semantic (S,S) int64 0 = background, labels (k,), facts
     "Boxes, masks and attributes of scene `i`."
