@@ -66,6 +66,19 @@ def matched(
     if ids is None: return best == positives(None, len(z_i), z_i.device)
     return gather(ids)[best] == ids
 
+# %% ../nbs/11_losses.ipynb #476b655b
+def _kl_of_rows(g, f, z, tau_pred, tau_target):  # (r,E), (r,E), (G,E) normalised -> sum of KL, rows that agree, d KL / dg, and what d KL / dz needs
+    size = g.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    u = g / size                                                  # (r,E)
+    log_p = (F.normalize(f, dim=-1) / tau_target @ z.T).log_softmax(-1)
+    log_q = (u / tau_pred @ z.T).log_softmax(-1)                  # (r,G)
+    agree = (log_p.argmax(-1) == log_q.argmax(-1)).sum()
+    p = log_p.exp()
+    total = log_p.sub_(log_q).mul_(p).sum()
+    slope = log_q.exp_().sub_(p)                                  # tau_pred times d KL / d <u, z>
+    grad_u = slope @ z / tau_pred
+    return total, agree, (grad_u - u * (u * grad_u).sum(-1, keepdim=True)) / size, u, slope
+
 # %% ../nbs/11_losses.ipynb #1869c67d
 class _LanguageKL(torch.autograd.Function):
     "Sum over rows of KL(p || q), with its gradients formed chunk by chunk in the forward pass."
@@ -76,16 +89,9 @@ class _LanguageKL(torch.autograd.Function):
         chunk = max(1, (2**24 if g.is_cuda else 2**21) // len(z))     # enough rows to keep the device busy
         for a in range(0, len(g), chunk):
             rows = slice(a, a + chunk)
-            size = g[rows].norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            u = g[rows] / size                                        # (r,E)
-            log_p = (F.normalize(f[rows], dim=-1) / tau_target @ z.T).log_softmax(-1)
-            log_q = (u / tau_pred @ z.T).log_softmax(-1)              # (r,G)
-            agree += (log_p.argmax(-1) == log_q.argmax(-1)).sum()
-            p = log_p.exp()
-            total += log_p.sub_(log_q).mul_(p).sum()
-            slope = log_q.exp_().sub_(p)                              # tau_pred times d KL / d <u, z>
-            grad_u = slope @ z / tau_pred
-            grad_g[rows] = (grad_u - u * (u * grad_u).sum(-1, keepdim=True)) / size
+            kl, same, grad_g[rows], u, slope = _kl_of_rows(g[rows], f[rows], z, tau_pred, tau_target)
+            total += kl
+            agree += same
             if grad_z is not None: grad_z.addmm_(slope.T, u, alpha=1 / tau_pred)
         ctx.save_for_backward(grad_g, grad_z)
         ctx.mark_non_differentiable(agree)
@@ -119,6 +125,7 @@ def global_mean(
     n = all_sum(rows.to(total.dtype, copy=True) if torch.is_tensor(rows) else total.new_full((), rows))  # a number is not copied to a GPU, which would wait
     return total * world()[1] / n.clamp(min=1)
 
+# %% ../nbs/11_losses.ipynb #7c4e81f8
 def language_reconstruction(
     g,        # (B,N,E) projected decoder output, not normalised
     f,        # (B,N,E) projected patch features of the full image, not normalised
@@ -141,6 +148,7 @@ def patchify(
     b, c, h, w = image.shape
     return image.reshape(b, c, h//p, p, w//p, p).permute(0, 2, 4, 3, 5, 1).reshape(b, (h//p) * (w//p), p*p*c)
 
+# %% ../nbs/11_losses.ipynb #0f1d618e
 @_exact
 def pixel_reconstruction(
     pred,    # (B,M,p*p*3) predicted pixels of the masked patches

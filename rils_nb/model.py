@@ -16,6 +16,7 @@ from functools import cache, partial
 import timm
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import build_sincos2d_pos_embed
@@ -38,6 +39,7 @@ class Size:
     text_heads:int=8   # attention heads of the text encoder
     native:int=224     # image size that timm and open_clip give this encoder by default
 
+# %% ../nbs/10_model.ipynb #89e4835c
 SIZES = Registry('size')
 SIZES['tiny'] = Size('rils_tiny_patch8_32', 8, embed=128, text_width=128, text_depth=2, text_heads=4, native=32)
 SIZES['mini'] = Size('rils_mini_patch8_64', 8, embed=192, text_width=192, text_depth=4, text_heads=6, native=64)
@@ -122,6 +124,7 @@ def values(
     else: raise UserError(f'local features need attention with values, given a {type(attn).__name__}')
     return attn.proj(getattr(attn, 'norm', nn.Identity())(v))
 
+# %% ../nbs/10_model.ipynb #a22c986f
 @contextmanager
 def local_attention(attn):  # the attention of the last block
     "Within this block, attention leaves each token with its own value."
@@ -131,6 +134,16 @@ def local_attention(attn):  # the attention of the last block
     finally: del attn.forward
 
 # %% ../nbs/10_model.ipynb #ca71e943
+def _init_like_mae(module):
+    for m in module.modules():
+        if isinstance(m, nn.Linear):
+            nn.init.xavier_uniform_(m.weight)
+            if m.bias is not None: nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.Conv2d): nn.init.xavier_uniform_(m.weight.flatten(1))
+    for name, p in module.named_parameters():
+        if name in ('cls_token', 'mask_token'): nn.init.normal_(p, std=0.02)
+
+# %% ../nbs/10_model.ipynb #2d8742e8
 class ImageEncoder(nn.Module, Stack):
     "timm's ViT with fixed positions; encodes a full image or its visible patches."
     def __init__(self,
@@ -155,42 +168,37 @@ class ImageEncoder(nn.Module, Stack):
     @property
     def n_patches(self): return self.trunk.patch_embed.num_patches
 
-    def normalise(self, image):  # (B,3,H,W) uint8, or float from 0 to 1 -> float
-        "Pixels as the encoder wants them: ImageNet's mean 0 and deviation 1."
-        return unit_pixels(image, self.mean.dtype).sub_(self.mean).div_(self.std)
-
-    def patches(self, image):  # (B,3,H,W) uint8 -> (B,N,D)
-        "Patch embeddings with their positions."
-        return self.trunk.patch_embed(self.normalise(image)) + self.trunk.pos_embed[:, 1:]
-
-    def encode(self,
-        patches,      # (B,N,D) from `patches`
-        visible=None, # (B,V) indices of visible patches; None: all
-        local=False,  # local features, see `local_attention`
-    ):  # -> (B,1+N,D) or (B,1+V,D), the class token first
-        "Features f of all patches, or of the visible ones, after the final norm (Eq. 1)."
-        t = self.trunk
-        x = patches if visible is None else take(patches, visible)
-        cls = (t.cls_token + t.pos_embed[:, :1]).expand(len(x), -1, -1)
-        x = torch.cat([cls.to(x.dtype), x], 1)
-        *blocks, last = t.blocks
-        for block in blocks: x = self.run(block, x)
-        if not local: return t.norm(self.run(last, x))
-        with local_attention(last.attn): return t.norm(last(x))
-
     def project(self, x):  # (...,D) -> (...,E)
         "theta, the projection to the joint space; the identity for a method without one."
         return self.head(x)
 
-# %% ../nbs/10_model.ipynb #ac9df475
-def _init_like_mae(module):
-    for m in module.modules():
-        if isinstance(m, nn.Linear):
-            nn.init.xavier_uniform_(m.weight)
-            if m.bias is not None: nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.Conv2d): nn.init.xavier_uniform_(m.weight.flatten(1))
-    for name, p in module.named_parameters():
-        if name in ('cls_token', 'mask_token'): nn.init.normal_(p, std=0.02)
+# %% ../nbs/10_model.ipynb #0c35a947
+@patch
+def normalise(self:ImageEncoder, image):  # (B,3,H,W) uint8, or float from 0 to 1 -> float
+    "Pixels as the encoder wants them: ImageNet's mean 0 and deviation 1."
+    return unit_pixels(image, self.mean.dtype).sub_(self.mean).div_(self.std)
+
+@patch
+def patches(self:ImageEncoder, image):  # (B,3,H,W) uint8 -> (B,N,D)
+    "Patch embeddings with their positions."
+    return self.trunk.patch_embed(self.normalise(image)) + self.trunk.pos_embed[:, 1:]
+
+# %% ../nbs/10_model.ipynb #a561640e
+@patch
+def encode(self:ImageEncoder,
+    patches,      # (B,N,D) from `patches`
+    visible=None, # (B,V) indices of visible patches; None: all
+    local=False,  # local features, see `local_attention`
+):  # -> (B,1+N,D) or (B,1+V,D), the class token first
+    "Features f of all patches, or of the visible ones, after the final norm (Eq. 1)."
+    t = self.trunk
+    x = patches if visible is None else take(patches, visible)
+    cls = (t.cls_token + t.pos_embed[:, :1]).expand(len(x), -1, -1)
+    x = torch.cat([cls.to(x.dtype), x], 1)
+    *blocks, last = t.blocks
+    for block in blocks: x = self.run(block, x)
+    if not local: return t.norm(self.run(last, x))
+    with local_attention(last.attn): return t.norm(last(x))
 
 # %% ../nbs/10_model.ipynb #b72ed2c6
 class DecoderBlock(Block):
@@ -234,18 +242,20 @@ class Decoder(nn.Module, Stack):
         self.head = nn.Linear(width, dim_out)
         _init_like_mae(self)
 
-    def forward(self,
-        x,     # (B,1+V,D) features of the class token and the visible patches
-        mask,  # Mask
-    ):  # -> (B,M,dim_out), in the order of mask.hidden
-        "Predictions g for the hidden patches."
-        pos = self.pos_embed.expand(len(x), -1, -1)
-        x = self.embed(x) + torch.cat([pos[:, :1], take(pos[:, 1:], mask.visible)], 1)
-        missing = (self.mask_token + self.pos_embed[:, 1:]).to(x.dtype)                 # (1,N,D)
-        shared = missing, mask.hidden
-        for block in self.blocks:
-            x, shared = self.run(block, x, mask.hidden.shape[1] if block is self.blocks[-1] else 0, *shared), ()
-        return self.head(self.norm(x))
+# %% ../nbs/10_model.ipynb #3661b43b
+@patch
+def forward(self:Decoder,
+    x,     # (B,1+V,D) features of the class token and the visible patches
+    mask,  # Mask
+):  # -> (B,M,dim_out), in the order of mask.hidden
+    "Predictions g for the hidden patches."
+    pos = self.pos_embed.expand(len(x), -1, -1)
+    x = self.embed(x) + torch.cat([pos[:, :1], take(pos[:, 1:], mask.visible)], 1)
+    missing = (self.mask_token + self.pos_embed[:, 1:]).to(x.dtype)                 # (1,N,D)
+    shared = missing, mask.hidden
+    for block in self.blocks:
+        x, shared = self.run(block, x, mask.hidden.shape[1] if block is self.blocks[-1] else 0, *shared), ()
+    return self.head(self.norm(x))
 
 # %% ../nbs/10_model.ipynb #0c761e80
 class TextBlock(ResidualAttentionBlock):

@@ -22,6 +22,35 @@ from .core import UserError, key, noise, write_text
 from .samples import BadSample, IMAGES, _tokens, caption_id, clean_captions, decode_image, encode_png, kinds
 
 # %% ../nbs/08_packing.ipynb #00994f98
+def _stored(source, i):  # -> image (3,H,W), the file that holds it, its suffix, captions, label
+    if not hasattr(source, 'raw'):
+        sample = source.read(i)
+        return sample['image'], encode_png(sample['image']), '.png', sample['captions'], sample.get('label')
+    data, suffix, texts, label, _ = source.raw(i)
+    image, captions = decode_image(data), clean_captions(texts) if texts is not None else []
+    kind = Image.open(io.BytesIO(data)).format
+    if kind == 'TIFF': return image, encode_png(image), '.png', captions, label  # no suffix of shards
+    if suffix.lower() not in IMAGES: suffix = dict(PNG='.png', WEBP='.webp', GIF='.gif', BMP='.bmp').get(kind, '.jpg')  # cut off a long name
+    return image, data, suffix, captions, label
+
+# %% ../nbs/08_packing.ipynb #9f329da4
+def _smaller(image, side, quality):  # (3,H,W) -> bytes of a JPEG whose shorter side is `side`
+    small = v2.functional.to_pil_image(v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC, antialias=True))
+    small.save(buffer := io.BytesIO(), 'JPEG', quality=quality)
+    return buffer.getvalue()
+
+def _members(source, i, resize, quality):  # suffix -> bytes
+    image, data, suffix, captions, label = _stored(source, i)
+    if resize and min(image.shape[1:]) > resize: data, suffix = _smaller(image, resize, quality), '.jpg'
+    members = {suffix.lower().lstrip('.'): data}
+    if captions: members['txt'] = captions[0].encode()
+    if len(captions) > 1: members['json'] = json.dumps(dict(caption=captions), ensure_ascii=False).encode()
+    return members if label is None else members | {'cls': str(label).encode()}
+
+# %% ../nbs/08_packing.ipynb #ee84137a
+def _order(n, seed): return range(n) if seed is None else noise(torch.tensor([key(seed, 'pack')]), n)[0].argsort().tolist()
+
+# %% ../nbs/08_packing.ipynb #5e694b7b
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
@@ -46,29 +75,9 @@ def pack(
         if source.classes and paths: write_text(out.parent/f'{out.name}-classes.txt', '\n'.join(source.classes) + '\n')
     return paths, bad
 
-def _order(n, seed): return range(n) if seed is None else noise(torch.tensor([key(seed, 'pack')]), n)[0].argsort().tolist()
-
-def _members(source, i, resize, quality):  # suffix -> bytes
-    if hasattr(source, 'raw'):
-        data, suffix, texts, label, _ = source.raw(i)
-        image, captions = decode_image(data), clean_captions(texts) if texts is not None else []
-        kind = Image.open(io.BytesIO(data)).format
-        if kind == 'TIFF': data, suffix = encode_png(image), '.png'  # no suffix of shards
-        elif suffix.lower() not in IMAGES: suffix = dict(PNG='.png', WEBP='.webp', GIF='.gif', BMP='.bmp').get(kind, '.jpg')  # cut off a long name
-    else:
-        sample = source.read(i)
-        image, captions, label = sample['image'], sample['captions'], sample.get('label')
-        data, suffix = encode_png(image), '.png'
-    if resize and min(image.shape[1:]) > resize:
-        small = v2.functional.to_pil_image(v2.functional.resize(image, [resize], v2.InterpolationMode.BICUBIC, antialias=True))
-        small.save(buffer := io.BytesIO(), 'JPEG', quality=quality)
-        data, suffix = buffer.getvalue(), '.jpg'
-    members = {suffix.lower().lstrip('.'): data}
-    if captions: members['txt'] = captions[0].encode()
-    if len(captions) > 1: members['json'] = json.dumps(dict(caption=captions), ensure_ascii=False).encode()
-    return members if label is None else members | {'cls': str(label).encode()}
-
 # %% ../nbs/08_packing.ipynb #74f1819d
+def _spread(values): return '{} / {:.0f} / {}'.format(min(values), np.median(values), max(values)) if values else '-'
+
 def check(source):  # -> dict of figures, list of (kind, where)
     "Read every sample of a source and report."
     bad, sizes, lengths, counts, texts = list(getattr(source, 'bad', ())), [], [], [], Counter()
@@ -81,10 +90,9 @@ def check(source):  # -> dict of figures, list of (kind, where)
         counts.append(len(sample['captions']))
         lengths += [len(_tokens(c)) for c in sample['captions']]
         texts.update(map(caption_id, sample['captions']))
-    spread = lambda v: '{} / {:.0f} / {}'.format(min(v), np.median(v), max(v)) if v else '-'
     figures = dict(shards=len(source.sizes), samples=len(source), good=len(sizes), damaged=len(bad)) | {
-        'width min / median / max': spread([w for w, _ in sizes]), 'height': spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': spread(counts),
-        'tokens of a caption': spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
+        'width min / median / max': _spread([w for w, _ in sizes]), 'height': _spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _spread(counts),
+        'tokens of a caption': _spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
     return figures, bad
 
 # %% ../nbs/08_packing.ipynb #4b840940
@@ -99,6 +107,7 @@ def pack_command(
     if bad: print(f'left out as damaged: {kinds(bad)} (rils-data check names them)')
     return 0
 
+# %% ../nbs/08_packing.ipynb #716855a0
 def check_command(
     source, # Source
     a,      # what `rils-data check` was asked for
