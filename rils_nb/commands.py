@@ -23,35 +23,44 @@ def train():
     main()
 
 # %% ../nbs/50_commands.ipynb #547551df
+def _pack_flags(s):  # the parser of `pack`
+    s.add_argument('out', help='beginning of the names: OUT-000000.tar')
+    s.add_argument('--per_shard', type=int, default=10_000, help='pairs in a shard (10000)')
+    s.add_argument('--resize', type=int, default=0, help='shorter side in pixels; larger images are resized and written as JPEG (off)')
+    s.add_argument('--quality', type=int, default=90, help='JPEG quality of resized images (90)')
+    s.add_argument('--shuffle', default='0', metavar='SEED',
+                   help='seed of the order in which pairs are written; off = as they stand in DATA (0)')
+
+# %% ../nbs/50_commands.ipynb #e28f79af
 DATA = 'DATA: a pattern of .tar, a .csv/.tsv/.jsonl, a folder of images with .txt, class folders, or scenes'
 
 def data_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-data`."
     p = _Parser(prog='rils-data', allow_abbrev=False, description='Pack image-caption pairs into shards, and check them.')
     sub = p.add_subparsers(dest='what', required=True, metavar='pack|check', parser_class=_Parser)
-    for name, words in (('pack', 'write shards (webdataset and img2dataset layout) from any data'), ('check', 'read everything, print figures and every damaged sample')):
+    for name, words in (('pack', 'write shards (webdataset and img2dataset layout) from any data'),
+                        ('check', 'read everything, print figures and every damaged sample')):
         s = sub.add_parser(name, allow_abbrev=False, help=words, description=words, epilog=DATA)
         s.add_argument('data', help='what to read')
-        if name == 'pack':
-            s.add_argument('out', help='beginning of the names: OUT-000000.tar')
-            s.add_argument('--per_shard', type=int, default=10_000, help='pairs in a shard (10000)')
-            s.add_argument('--resize', type=int, default=0, help='shorter side in pixels; larger images are resized and written as JPEG (off)')
-            s.add_argument('--quality', type=int, default=90, help='JPEG quality of resized images (90)')
-            s.add_argument('--shuffle', default='0', metavar='SEED', help='seed of the order in which pairs are written; off = as they stand in DATA (0)')
+        if name == 'pack': _pack_flags(s)
         s.add_argument('--image_key', default='image', help='column of image paths (image)')
         s.add_argument('--caption_key', default='caption', help='column or JSON field of captions (caption)')
         s.add_argument('--label_key', default='label', help='column of names of classes (label)')
         if name == 'check': s.add_argument('--show', metavar='PNG', help='write a picture of 24 pairs with their captions')
     return p
 
+# %% ../nbs/50_commands.ipynb #0d9564d6
+def _check_pack(a):  # what `data_parser` read
+    if a.per_shard < 1 or a.resize < 0 or not 1 <= a.quality <= 100:
+        raise UserError('--per_shard must be above 0, --resize 0 or more, --quality from 1 to 100')
+    if not re.fullmatch(r'off|\d+', a.shuffle): raise UserError(f'--shuffle is a seed (0, 1, 2 ...) or off, given `{a.shuffle}`')
+
 # %% ../nbs/50_commands.ipynb #5444432c
 @command
 def data():
     "The command `rils-data`."
     a = data_parser().parse_args()
-    if a.what == 'pack':
-        if a.per_shard < 1 or a.resize < 0 or not 1 <= a.quality <= 100: raise UserError('--per_shard must be above 0, --resize 0 or more, --quality from 1 to 100')
-        if not re.fullmatch(r'off|\d+', a.shuffle): raise UserError(f'--shuffle is a seed (0, 1, 2 ...) or off, given `{a.shuffle}`')
+    if a.what == 'pack': _check_pack(a)
     from rils_nb import packing
     from rils_nb.readers import open_source
     source = open_source(a.data, a.image_key, a.caption_key, a.label_key)
@@ -74,9 +83,11 @@ def task_options():  # -> dict: option -> (default, help)
     return found
 
 # %% ../nbs/50_commands.ipynb #5dc733e2
-FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit', data='data of the evaluation; without: that of the run, or scenes:split=val',
+FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit',
+             data='data of the evaluation; without: that of the run, or scenes:split=val',
              n='at most so many samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
-             image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions', label_key='manifest column with names of classes',
+             image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions',
+             label_key='manifest column with names of classes',
              out='results file that lines are appended to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one')
 
 def eval_parser():  # -> argparse.ArgumentParser
@@ -87,12 +98,14 @@ def eval_parser():  # -> argparse.ArgumentParser
     for k, (default, words) in task_options().items(): p.add_argument(f'--{k}', metavar=type(default).__name__, help=words.replace('%', '%%'))
     return p
 
+# %% ../nbs/50_commands.ipynb #2df18f5d
 def parse_eval(argv):  # list of str -> (dict of FLAGS, dict of the tasks' options)
     "What a command line asks for."
     known = [f'--{k}' for k in FLAGS] + [f'--{k}' for k in task_options()]
     for a in argv:
         flag = a.partition('=')[0]
-        if flag.startswith('--') and flag not in known + ['--help']: raise UserError(f'unknown flag `{flag}`{nearest(flag, known)} (all flags: --help)')
+        if flag.startswith('--') and flag not in known + ['--help']:
+            raise UserError(f'unknown flag `{flag}`{nearest(flag, known)} (all flags: --help)')
     given = vars(eval_parser().parse_args(argv))
     number = {k: _value(k, given[k], int) for k in ('n', 'batch', 'workers') if k in given}
     for k, v in number.items():

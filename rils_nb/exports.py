@@ -26,6 +26,16 @@ TARGETS = Registry('target')
 def _opened_with(method):  # the laptop's sizes are known to timm once this package has registered them
     return 'import rils_nb.model; ' if SIZES[method.config.size].timm.startswith('rils_') else ''
 
+def _open_clip_config(method):  # -> dict, the content of open_clip_config.json
+    size = SIZES[method.config.size]
+    text = dict(context_length=77, vocab_size=49408, width=size.text_width, heads=size.text_heads, layers=size.text_depth)
+    vision = dict(timm_model_name=size.timm, timm_model_pretrained=False, timm_pool='avg', timm_proj='linear', image_size=method.image_size)
+    quick = any(isinstance(m, QuickGELU) for m in method.text.modules())
+    preprocess = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, interpolation='bicubic', resize_mode='shortest')
+    model = dict(embed_dim=size.embed, vision_cfg=vision, text_cfg=text, custom_text=True, quick_gelu=quick)
+    return dict(model_cfg=model, preprocess_cfg=preprocess)
+
+# %% ../nbs/40_export.ipynb #8d9857d6
 @TARGETS.register('open_clip')
 def to_open_clip(
     method,  # Method with a text encoder
@@ -36,28 +46,25 @@ def to_open_clip(
     if method.encode_text is None: raise UserError(f'`{method.config.method}` has no text tower, which open_clip needs: use --to timm')
     if size.native != method.image_size:
         raise UserError(f'open_clip opens `{size.timm}` at {size.native} px only, this model has {method.image_size} px: use --to timm')
-    text = dict(context_length=77, vocab_size=49408, width=size.text_width, heads=size.text_heads, layers=size.text_depth)
-    vision = dict(timm_model_name=size.timm, timm_model_pretrained=False, timm_pool='avg', timm_proj='linear', image_size=method.image_size)
-    quick = any(isinstance(m, QuickGELU) for m in method.text.modules())
-    preprocess = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, interpolation='bicubic', resize_mode='shortest')
-    model = dict(embed_dim=size.embed, vision_cfg=vision, text_cfg=text, custom_text=True, quick_gelu=quick)
-    write_text(Path(folder)/'open_clip_config.json', json.dumps(dict(model_cfg=model, preprocess_cfg=preprocess), indent=1))
+    write_text(Path(folder)/'open_clip_config.json', json.dumps(_open_clip_config(method), indent=1))
     keep = {k: v for k, v in method.state_dict().items() if k.startswith(('visual.', 'text.'))} | dict(logit_scale=method.logit_scale.squeeze())
     write_tensors(keep, Path(folder)/'open_clip_model.safetensors')
     return _opened_with(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
 # %% ../nbs/40_export.ipynb #a1d70dea
+def _timm_config(method):  # -> dict, the content of config.json
+    args = dict(global_pool='avg', fc_norm=False, img_size=method.image_size, num_classes=0)
+    cfg = dict(input_size=[3, method.image_size, method.image_size], mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, interpolation='bicubic',
+               crop_pct=1.0, num_classes=0, first_conv='patch_embed.proj', classifier='head', license='')
+    return dict(architecture=SIZES[method.config.size].timm, num_classes=0, num_features=method.visual.width, model_args=args, pretrained_cfg=cfg)
+
 @TARGETS.register('timm')
 def to_timm(
     method,  # Method
     folder,  # existing folder to write into
 ):  # -> str, how to open it
     "Write the image encoder as timm opens it."
-    args = dict(global_pool='avg', fc_norm=False, img_size=method.image_size, num_classes=0)
-    cfg = dict(input_size=[3, method.image_size, method.image_size], mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, interpolation='bicubic',
-               crop_pct=1.0, num_classes=0, first_conv='patch_embed.proj', classifier='head', license='')
-    config = dict(architecture=SIZES[method.config.size].timm, num_classes=0, num_features=method.visual.width, model_args=args, pretrained_cfg=cfg)
-    write_text(Path(folder)/'config.json', json.dumps(config, indent=1))
+    write_text(Path(folder)/'config.json', json.dumps(_timm_config(method), indent=1))
     write_tensors(method.visual.trunk.state_dict(), Path(folder)/'model.safetensors')
     return _opened_with(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
 
@@ -75,7 +82,8 @@ def rename_released(tensors):  # state dict with the released names -> ours
         old, new = next((o, n) for o, n in _NAMES.items() if k.startswith(o))
         name = new + k.removeprefix(old)
         if k.endswith('q_bias'):
-            name, v = name.replace('q_bias', 'qkv.bias'), torch.cat([v, torch.zeros_like(v), tensors[f'{k[:-6]}v_bias' if k in tensors else f'module.{k[:-6]}v_bias']])
+            of_values = tensors[f'{k[:-6]}v_bias' if k in tensors else f'module.{k[:-6]}v_bias']
+            name, v = name.replace('q_bias', 'qkv.bias'), torch.cat([v, torch.zeros_like(v), of_values])
         ours[name] = v.T.contiguous() if k == 'image_projection' else v.reshape(1) if k == 'logit_scale' else v
     return ours
 

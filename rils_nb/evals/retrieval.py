@@ -13,6 +13,15 @@ import torch.nn.functional as F
 from ..features import features, finite, text_features
 from ..harness import hit, task
 
+# %% ../../nbs/evals/21_retrieval.ipynb #138e3fdd
+def _ranks(s, right):  # (q,T) scores, q lists of right candidates -> (q,) above the best right one, (q,) with its score, (q,) right ones of these
+    rows = torch.tensor([j for j, p in enumerate(right) for _ in p])
+    ok = torch.zeros_like(s, dtype=torch.bool)
+    ok[rows, torch.tensor([t for p in right for t in p])] = True
+    best = s.masked_fill(~ok, -torch.inf).amax(1, keepdim=True)
+    tied = s == best
+    return (s > best).sum(1), tied.sum(1), (tied & ok).sum(1)
+
 # %% ../../nbs/evals/21_retrieval.ipynb #1dbff226
 def recall(
     queries,  # (Q,E) normalised
@@ -25,13 +34,8 @@ def recall(
     finite(queries, 'queries'), finite(gallery, 'candidates')
     found, n, step = {k: [] for k in ks}, len(gallery), max(1, chunk // len(gallery))
     for i in range(0, len(queries), step):
-        s, part = queries[i:i + step] @ gallery.T, right[i:i + step]                                  # (q,T)
-        rows = torch.tensor([j for j, p in enumerate(part) for _ in p])
-        ok = torch.zeros_like(s, dtype=torch.bool)
-        ok[rows, torch.tensor([t for p in part for t in p])] = True
-        best = s.masked_fill(~ok, -torch.inf).amax(1, keepdim=True)
-        a, tied = (s > best).sum(1), s == best
-        for k in ks: found[k].append(hit(a, tied.sum(1), (tied & ok).sum(1), k))
+        above, tied, good = _ranks(queries[i:i + step] @ gallery.T, right[i:i + step])  # (q,T) -> (q,)
+        for k in ks: found[k].append(hit(above, tied, good, k))
     zero, r = torch.zeros(len(queries)), torch.tensor([len(p) for p in right])
     return {k: torch.cat(v) for k, v in found.items()}, {k: hit(zero, zero + n, r, k) for k in ks}
 
@@ -51,6 +55,13 @@ def group(
     own = [[number(c) for c in cs] for cs in captions]
     return texts, own
 
+# %% ../../nbs/evals/21_retrieval.ipynb #700371e4
+def _carriers(own, n):  # for each image the numbers of its texts, how many texts there are -> for each text the images that carry it
+    carriers = [[] for _ in range(n)]
+    for i, ts in enumerate(own):
+        for t in set(ts): carriers[t].append(i)
+    return carriers
+
 # %% ../../nbs/evals/21_retrieval.ipynb #21b6f2a0
 @task('retrieval', 'text', 'captions')
 def retrieval(
@@ -64,14 +75,11 @@ def retrieval(
     f = features(model, source, config.eval_samples, config.batch, config.workers)
     keep = [i for i, c in enumerate(f['captions']) if c]
     texts, own = group([f['captions'][i] for i in keep], grouped)
-    carriers = [[] for _ in texts]
-    for i, ts in enumerate(own):
-        for t in set(ts): carriers[t].append(i)
     z_i, z_t = F.normalize(f['image'][keep], dim=-1), F.normalize(text_features(model, texts), dim=-1)
-    weight = torch.bincount(torch.tensor([t for ts in own for t in ts])).double()
+    once, as_often = torch.ones(len(own)).double(), torch.bincount(torch.tensor([t for ts in own for t in ts])).double()
+    ways = dict(i2t=(z_i, z_t, [sorted(set(t)) for t in own], once), t2i=(z_t, z_i, _carriers(own, len(texts)), as_often))
     out = {}
-    for way, (q, g, right, w) in dict(i2t=(z_i, z_t, [sorted(set(t)) for t in own], torch.ones(len(own)).double()),
-                                      t2i=(z_t, z_i, carriers, weight)).items():
+    for way, (q, g, right, w) in ways.items():
         found, chance = recall(q, g, right)
         for k in found: out |= {f'{way}_r{k}': (found[k] @ w / w.sum()).item(), f'{way}_r{k}_chance': (chance[k] @ w / w.sum()).item()}
     return out | dict(n=len(keep), n_texts=len(texts))

@@ -28,7 +28,7 @@ def classifier(
     z = F.normalize(text_features(model, [t.format(n) for n in names for t in templates]), dim=-1)
     return F.normalize(z.view(len(names), len(templates), -1).mean(1), dim=-1)
 
-# %% ../../nbs/evals/20_zeroshot.ipynb #3b15f5b7
+# %% ../../nbs/evals/20_zeroshot.ipynb #297b5566
 def _lines(path, what):  # the lines of a text file that are not empty
     try: found = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
     except (OSError, UnicodeDecodeError) as e: raise UserError(f'cannot read the {what} `{path}`: {getattr(e, "strerror", None) or "not UTF-8 text"}')
@@ -41,6 +41,7 @@ def read_names(path, n):  # text file, number of classes or 0 -> list of str
     if n and len(names) != n: raise UserError(f'`{path}` holds {len(names)} class names, one to a line, but the data has {n} classes')
     return names
 
+# %% ../../nbs/evals/20_zeroshot.ipynb #3b15f5b7
 def read_templates(path):  # text file -> list of str
     "Prompt templates of a file, one to a line."
     templates = _lines(path, 'templates')
