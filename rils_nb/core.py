@@ -7,10 +7,10 @@ Docs: https://rils-nb.github.io/rils_nb/core.html.md"""
 # %% auto #0
 __all__ = ['SUMS', 'UserError', 'LocalError', 'notice', 'command', 'nearest', 'Registry', 'key', 'noise', 'seeded', 'writing',
            'write_text', 'writing_folder', 'aside_of', 'remove_folder', 'sweep', 'write_sums', 'wrong_sums', 'only_one',
-           'append_jsonl', 'read_jsonl']
+           'append_jsonl', 'read_jsonl', 'in_jupyter', 'progress_bar']
 
 # %% ../nbs/00_core.ipynb #f8ab6864
-import difflib, errno, fcntl, hashlib, json, os, secrets, shutil, socket, sys, tempfile
+import difflib, errno, fcntl, hashlib, importlib.util, json, os, secrets, shutil, socket, sys, tempfile
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -230,3 +230,19 @@ def read_jsonl(path):  # -> list of dicts
         except ValueError: return None
     lines = Path(path).read_text(encoding='utf-8', errors='replace').splitlines() if Path(path).exists() else []
     return [r for r in map(parse, lines) if isinstance(r, dict)]
+
+# %% ../nbs/00_core.ipynb #0ea5f3db
+def in_jupyter():
+    "Whether this code runs in a Jupyter notebook."
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    return type(shell).__name__ == 'ZMQInteractiveShell'
+
+def progress_bar(
+    *args,    # of tqdm
+    **kwargs, # of tqdm
+):  # -> tqdm
+    "A progress bar where somebody sees it."
+    page = in_jupyter() and importlib.util.find_spec('ipywidgets')
+    if page: from tqdm.notebook import tqdm
+    else: from tqdm import tqdm
+    return tqdm(*args, **dict(disable=False if page else True if in_jupyter() else None) | kwargs)

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from .core import UserError, noise
+from .core import UserError, noise, progress_bar
 from .samples import BadSample, tokenize
 from .loader import in_workers
 from .libraries import _view, name_of, view_of
@@ -62,7 +61,7 @@ def text_features(
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # captions of like length together: less padding
     tok, device, out = tokenizer_of(model), device_of(model), [None] * len(texts)
     with evaluating(model):
-        for part in tqdm([order[a:a + batch] for a in range(0, len(order), batch)], desc='texts', disable=None, delay=3, leave=False):
+        for part in progress_bar([order[a:a + batch] for a in range(0, len(order), batch)], desc='texts', delay=3, leave=False):
             for i, z in zip(part, model.encode_text(tok([texts[i] for i in part]).to(device)).float().cpu()): out[i] = z
     return finite(torch.stack(out), f'text features of `{name_of(model)}`')
 
@@ -136,7 +135,7 @@ def _encode(model, source, index, batch, workers, encode):
                         **in_workers(workers))
     rows, z, device = [], [], device_of(model)
     with evaluating(model):
-        for part in tqdm(loader, desc='images', disable=None, delay=3, leave=False):
+        for part in progress_bar(loader, desc='images', delay=3, leave=False):
             if not part: continue
             z.append(encode(torch.stack([r[1] for r in part]).to(device)).float().cpu())
             rows += [(i, captions, label, digest) for i, _, captions, label, digest in part]

@@ -156,14 +156,14 @@ def record(
 
 # %% ../nbs/19_harness.ipynb #e08ba938
 def table(results):  # dict as `run_tasks` gives it -> str
-    "Results as aligned text: shares in percent, with chance beside them."
-    show = lambda v: str(v) if isinstance(v, int) else f'{100 * v:.1f} %'
+    "Results as aligned text: shares in percent, with chance beside them; what ends in _nats is a divergence."
+    show = lambda k, v: str(v) if isinstance(v, int) else f'{v:.3f}' if k.endswith('_nats') else f'{100 * v:.1f} %'
     rows = [('task', 'figure', 'value', 'chance')]
     for k, v in results.items():
         t, _, metric = k.partition('/')
         if k.endswith('_chance') and k.removesuffix('_chance') in results: continue
         c = results.get(f'{k}_chance')
-        rows.append((t, metric, show(v), '' if c is None else f'{100 * c:.2f} %'))
+        rows.append((t, metric, show(k, v), '' if c is None else f'{100 * c:.2f} %'))
     w = [max(len(r[i]) for r in rows) for i in range(4)]
     return '\n'.join(f'{a:{w[0]}}  {b:{w[1]}}  {c:>{w[2]}}  {d:>{w[3]}}'.rstrip() for a, b, c, d in rows)
 

@@ -16,9 +16,8 @@ import numpy as np
 from PIL import Image
 import torch
 from torchvision.transforms import v2
-from tqdm.auto import tqdm
 import webdataset as wds
-from .core import UserError, key, noise, write_text
+from .core import UserError, key, noise, progress_bar, write_text
 from .samples import BadSample, IMAGES, _tokens, caption_id, clean_captions, decode_image, encode_png, kinds
 
 # %% ../nbs/08_packing.ipynb #00994f98
@@ -66,7 +65,7 @@ def pack(
     bad = list(getattr(source, 'bad', ()))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as aside:
         with wds.ShardWriter(f'{aside}/{out.name}'.replace('%', '%%') + '-%06d.tar', maxcount=per_shard, encoder=False, mtime=0, verbose=0) as writer:
-            for i in tqdm(_order(len(source), shuffle), desc='packing', unit='pair', disable=None):
+            for i in progress_bar(_order(len(source), shuffle), desc='packing', unit='pair'):
                 try: writer.write({'__key__': f'{i:09}'} | _members(source, i, resize, quality))
                 except BadSample as e: bad.append((e.kind, e.where))
             if not writer.total: raise UserError(f'nothing to pack: all {len(source)} samples are damaged (rils-data check names them)')
@@ -81,7 +80,7 @@ def _spread(values): return '{} / {:.0f} / {}'.format(min(values), np.median(val
 def check(source):  # -> dict of figures, list of (kind, where)
     "Read every sample of a source and report."
     bad, sizes, lengths, counts, texts = list(getattr(source, 'bad', ())), [], [], [], Counter()
-    for i in tqdm(range(len(source)), desc='checking', unit='pair', disable=None):
+    for i in progress_bar(range(len(source)), desc='checking', unit='pair'):
         try: sample = source.read(i)
         except BadSample as e:
             bad.append((e.kind, e.where))

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 import torch
-from tqdm.auto import tqdm
-from .core import append_jsonl
+from .core import append_jsonl, progress_bar
 from .config import Config
 from .processes import all_sum, world
 from .samples import kinds
@@ -39,7 +38,7 @@ class Progress:
     "Averages what the steps report, prints a line, writes it to log.jsonl and the trackers."
     def __init__(self, acc, config, steps, start):
         self.acc, self.config, self.steps, self.sums, self.n, self.skipped = acc, config, steps, {}, 0, 0.
-        self.bar = tqdm(total=steps, initial=start, disable=None if acc.is_main_process else True, unit='step', dynamic_ncols=True)
+        self.bar = progress_bar(total=steps, initial=start, **({} if acc.is_main_process else dict(disable=True)), unit='step', dynamic_ncols=True)
         self.tick, self.waited, self.hinted = time.perf_counter(), 0., False
 
 @patch
