@@ -168,7 +168,7 @@ def features(
 ):  # -> dict: image (n,D) float32, labels (n,) or None, captions (list of lists), index (list), digest (list of int), bad (int)
     "Embeddings of a source's images, with what is known about them; raises `UserError` where they are not finite."
     if not len(source): raise UserError('the data for the evaluation holds no samples')
-    what = (id(model), id(source), n, None if encode is None else getattr(encode, '__qualname__', encode))
+    what = (id(model), id(source), n, encode)
     if _shared is not None and what in _shared: return _shared[what][0]
     out = _encode(model, source, subset(len(source), n), min(batch, 512), workers, encode or model.encode_image)
     if _shared is not None: _shared[what] = out, model, source  # kept alive, so that an id stays theirs

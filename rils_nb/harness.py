@@ -119,7 +119,8 @@ def options(evaluate):  # -> dict: keyword-only argument -> default
     return {p.name: p.default for p in inspect.signature(evaluate).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 def _say_if_trained_on(model, config):  # paths are compared, so `data/a` and `data/./a` are the same
-    if os.path.normpath(getattr(getattr(model, 'config', None), 'data', '')) == os.path.normpath(config.eval_data):
+    trained_on = getattr(getattr(model, 'config', None), 'data', '')
+    if trained_on and config.eval_data and os.path.normpath(trained_on) == os.path.normpath(config.eval_data):
         notice(f'`{config.eval_data}` is what this model was trained on: the figures tell what it remembers; give other data to see what it learned')
 
 def run_tasks(
@@ -239,6 +240,6 @@ def evaluate(
     if isinstance(model, (str, Path)): model = on_device(load_model(model), device)
     elif device: model = on_device(model, device)
     spec = data if isinstance(data, str) else ''
-    config = bounds(model, dict(n=n, batch=batch, workers=workers) | (dict(data=spec) if spec else {}))
+    config = bounds(model, dict(n=n, batch=batch, workers=workers) | (dict(data=spec) if data != '' else {}))
     source = open_source(spec or config.eval_data or 'scenes:split=val') if isinstance(data, str) else data
     return run_tasks(model, config, source, tasks, **kwargs)
