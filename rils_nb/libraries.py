@@ -17,6 +17,7 @@ import open_clip
 import timm
 import torch
 import torchvision.transforms.v2.functional as TF
+from fastcore.basics import patch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import VisionTransformer
 from torch import nn
@@ -27,14 +28,6 @@ from .model import local_attention, unit_pixels
 from .runs import load
 
 # %% ../nbs/15_libraries.ipynb #c8042902
-def _last_attention(trunk):  # a timm model -> the attention of its last block, None where there is none
-    blocks = getattr(trunk, 'blocks', None)
-    return getattr(blocks[-1], 'attn', None) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks) else None
-
-def _kept_local(model, local):
-    if local and model.last_attention is None: raise UserError(f'`{model.name}` has no attention in its last block, so it gives no local features')
-    return local_attention(model.last_attention) if local else nullcontext()
-
 class LibraryView:
     "A library's own transform of a PIL image, up to the conversion to a tensor."
     def __init__(self, transform):  # Compose that ends in ToTensor and Normalize
@@ -44,6 +37,7 @@ class LibraryView:
         image = TF.center_crop(image, [min(h, 1000 * w), min(w, 1000 * h)]) if max(h, w) > 1000 * min(h, w) else image
         return TF.pil_to_tensor(self.steps(TF.to_pil_image(image)))
 
+# %% ../nbs/15_libraries.ipynb #b80584af
 class Library(nn.Module):
     "A model of another library, with the interface of a `Method`."
     encode_text = None
@@ -61,6 +55,15 @@ class Library(nn.Module):
     def normalise(self, image):  # (B,3,S,S) uint8 or float from 0 to 1, or a list of paths or PIL images -> float
         "Pixels as the library's model wants them."
         return (unit_pixels(as_batch(image, self.view, self.size).to(self.mean.device)) - self.mean) / self.std
+
+# %% ../nbs/15_libraries.ipynb #2c3e9d42
+def _last_attention(trunk):  # a timm model -> the attention of its last block, None where there is none
+    blocks = getattr(trunk, 'blocks', None)
+    return getattr(blocks[-1], 'attn', None) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks) else None
+
+def _kept_local(model, local):
+    if local and model.last_attention is None: raise UserError(f'`{model.name}` has no attention in its last block, so it gives no local features')
+    return local_attention(model.last_attention) if local else nullcontext()
 
 # %% ../nbs/15_libraries.ipynb #fc397ee3
 class OpenCLIP(Library):
@@ -83,13 +86,18 @@ class OpenCLIP(Library):
     def last_attention(self):
         v = self.net.visual
         return v.transformer.resblocks[-1].attn if isinstance(v, VisionTransformer) else _last_attention(getattr(v, 'trunk', None))
-    def _of_timm(self, image, local=False):                                             # (B,3,S,S) uint8 -> (B,N,E)
-        v = self.net.visual
-        with _kept_local(self, local): return v.head(v.trunk.forward_features(self.normalise(image))[:, v.trunk.num_prefix_tokens:])
-    def _of_open_clip(self, image, local=False):                                        # (B,3,S,S) uint8 -> (B,N,E)
-        v = self.net.visual
-        with _kept_local(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 1:]
-        return x if v.proj is None else x @ v.proj
+
+# %% ../nbs/15_libraries.ipynb #9d45af53
+@patch
+def _of_timm(self:OpenCLIP, image, local=False):       # (B,3,S,S) uint8 -> (B,N,E)
+    v = self.net.visual
+    with _kept_local(self, local): return v.head(v.trunk.forward_features(self.normalise(image))[:, v.trunk.num_prefix_tokens:])
+
+@patch
+def _of_open_clip(self:OpenCLIP, image, local=False):  # (B,3,S,S) uint8 -> (B,N,E)
+    v = self.net.visual
+    with _kept_local(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 1:]
+    return x if v.proj is None else x @ v.proj
 
 # %% ../nbs/15_libraries.ipynb #68d32684
 class Timm(Library):
@@ -125,6 +133,7 @@ def _fetching(spec):  # the libraries' many ways to fail, as one line
         log.setLevel(level)
         logging.disable(logging.NOTSET)
 
+# %% ../nbs/15_libraries.ipynb #b28c6cea
 @OPENERS.register('open_clip')
 def open_open_clip(name):  # NAME, NAME/PRETRAINED, or local-dir:FOLDER
     "A model of open_clip."
@@ -136,6 +145,7 @@ def open_open_clip(name):  # NAME, NAME/PRETRAINED, or local-dir:FOLDER
         raise UserError(f'open_clip has no weights `{weights}` of `{base}`{nearest(weights, tags)} (valid: {", ".join(tags) or "none"})')
     with _fetching(f'open_clip:{name}'): return OpenCLIP(base, open_clip.create_model(base, pretrained=weights or None)).eval()
 
+# %% ../nbs/15_libraries.ipynb #dafe4d15
 @OPENERS.register('timm')
 def open_timm(name):  # NAME, NAME/pretrained, or local-dir:FOLDER
     "A model of timm."
@@ -155,6 +165,7 @@ def load_model(
     model.spec = str(spec)  # for the results
     return model
 
+# %% ../nbs/15_libraries.ipynb #c487c393
 def name_of(model):  # -> str
     "What messages and results call a model."
     return model.config.method if hasattr(model, 'config') else getattr(model, 'name', type(model).__name__)

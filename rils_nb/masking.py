@@ -47,6 +47,7 @@ def n_visible(
     if v < 1: raise UserError(f'mask ratio {ratio} hides all {n} patches: lower --mask_ratio or raise --image_size')
     return v
 
+# %% ../nbs/09_masking.ipynb #30a04ebd
 def from_scores(
     scores,  # (B,N)
     ratio,   # share of hidden patches, 0 <= ratio < 1
