@@ -60,7 +60,7 @@ def _members(path, bad):  # yields the members whose data are there; what is los
             end, tar.members = tar.offset, []  # tarfile remembers every member; millions add up
             yield member
 
-# %% ../nbs/05_shards.ipynb #ae92b4d2
+# %% ../nbs/05_shards.ipynb #323e05da
 def _join(runs):  # of one name, each a dict: part -> (place, size); -> the samples
     whole = []
     for run in runs:  # a name that comes again is another sample, or the other half of one
@@ -68,7 +68,7 @@ def _join(runs):  # of one name, each a dict: part -> (place, size); -> the samp
         else: whole.append(run)
     return whole
 
-# %% ../nbs/05_shards.ipynb #f597a671
+# %% ../nbs/05_shards.ipynb #9d921aba
 def scan(path):  # tar file -> rows (n,8) uint32: block and size of image, txt, json, cls (block 0: absent); list of (kind, where)
     "The places of all samples of a shard."
     samples, bad, last, dotted = {}, [], None, {}
@@ -90,7 +90,7 @@ def scan(path):  # tar file -> rows (n,8) uint32: block and size of image, txt, 
             for name, base in dotted.items() if base not in samples]
     return np.array(rows, np.uint32).reshape(-1, 8), bad
 
-# %% ../nbs/05_shards.ipynb #c3201550
+# %% ../nbs/05_shards.ipynb #2e58644e
 def _index(path):  # what `scan` gives, or an earlier one left beside the shard; whether it stands there
     stat, beside = os.stat(path), f'{path}.index.npz'
     stamp = np.array([3, stat.st_size, stat.st_mtime_ns])  # 3: this layout
@@ -106,7 +106,7 @@ def _index(path):  # what `scan` gives, or an earlier one left beside the shard;
     except OSError: return rows, bad, False  # a folder that cannot be written: scanned again next time
     return rows, bad, True
 
-# %% ../nbs/05_shards.ipynb #11250b2b
+# %% ../nbs/05_shards.ipynb #d6575cdb
 @contextmanager
 def _after_the_first(folder):  # of the shards: one process of a machine scans, the others wait and find what it left
     if int(os.environ.get('LOCAL_WORLD_SIZE', 1)) == 1 or not os.access(folder, os.W_OK): yield
@@ -116,7 +116,7 @@ def _after_the_first(folder):  # of the shards: one process of a machine scans, 
             except BlockingIOError: fcntl.flock(lock, fcntl.LOCK_SH)  # until the first is done, and then all at once
             yield
 
-# %% ../nbs/05_shards.ipynb #8cfd6060
+# %% ../nbs/05_shards.ipynb #b7a868f8
 def _length(path):  # -> how many samples, list of (kind, where), and the places where they could not be left beside the shard
     rows, bad, stands = _index(path)
     return len(rows), bad, None if stands else rows
