@@ -61,7 +61,12 @@ def nearest(name, choices):  # -> str: "; did you mean `x`?" or ''
 # %% ../nbs/00_core.ipynb #20845677
 class Registry(dict):
     "Named components of one kind; looking up an unknown name raises a `UserError` that lists the valid ones."
-    def __init__(self, kind): self.kind = kind  # e.g. 'method', used in error messages
+    def __init__(self,
+        kind,      # e.g. 'method', used in error messages
+        items=(),  # dict of components to begin with
+    ):
+        super().__init__(items)
+        self.kind = kind
     def register(self, name=None):  # defaults to the name of the function or class
         "Decorator that adds a component under `name`."
         def add(obj):

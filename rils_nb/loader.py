@@ -9,7 +9,7 @@ __all__ = ['VIEWS', 'START', 'Plan', 'eval_view', 'image_view', 'augmented', 'ca
            'collate', 'in_workers', 'loader']
 
 # %% ../nbs/07_loader.ipynb #34ee8095
-import signal, sys
+import atexit, signal, sys, weakref
 from bisect import bisect_right
 from functools import lru_cache, partial
 from pathlib import Path
@@ -132,7 +132,7 @@ def caption_view(config):  # -> function of sample, key
     "One of the captions."
     def view(sample, key):
         if not sample['captions']: raise BadSample('caption', f'{sample.get("name")} has none')
-        return sample['captions'][key // 7 % len(sample['captions'])]
+        return sample['captions'][key // 7 % len(sample['captions'])]  # other digits than those that seed the crop
     return view
 
 # %% ../nbs/07_loader.ipynb #0b6a59e0
@@ -211,6 +211,15 @@ class _Steps:  # the batch sampler: a list of (epoch, sample) for each step
     def __len__(self): return len(self.range)
     def __iter__(self): return (self.plan.rows(s, *self.args) for s in self.range)
 
+class _Loader(DataLoader):  # a program that ends in the middle of an epoch must not wait for workers, which mind no first SIGTERM
+    def __iter__(self):
+        batches = super().__iter__()
+        if self.num_workers: atexit.register(_end_workers, weakref.ref(batches))
+        return batches
+
+def _end_workers(batches):
+    if (it := batches()) is not None: it._shutdown_workers()
+
 # %% ../nbs/07_loader.ipynb #f1945f15
 def loader(
     config,  # Config: batch, seed, workers, image_size, crop, flip
@@ -224,6 +233,6 @@ def loader(
 ):  # -> DataLoader of batches: the views, ids and keys (B,), words (int, of all captions), bad (list of (kind, where))
     "Batches of this process, from step `start` on."
     steps = _Steps(Plan(source.sizes, config.seed, window), config.batch, start, 2**40 if steps is None else steps, rank, world)
-    return DataLoader(Views(config, source, views), batch_sampler=steps, collate_fn=collate, pin_memory=torch.cuda.is_available(),
+    return _Loader(Views(config, source, views), batch_sampler=steps, collate_fn=collate, pin_memory=torch.cuda.is_available(),
                       generator=torch.Generator(),  # else each start of a loader would draw from the global generator
                       **in_workers(config.workers))

@@ -12,7 +12,7 @@ import math
 
 import torch
 from torch.distributed.tensor import DTensor
-from .processes import cut_like
+from .processes import cut_like, local
 
 # %% ../nbs/29_optim.ipynb #fcfbdf50
 def decays(name, p):  # parameter's name and tensor -> bool
@@ -48,7 +48,7 @@ BAD_STEPS = 5
 def grad_norm(optimizer):  # after a backward pass -> scalar tensor
     "The norm of the gradients that this process holds."
     grads = [p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-    return torch.stack(torch._foreach_norm([g.to_local() if isinstance(g, DTensor) else g for g in grads])).norm()
+    return torch.stack(torch._foreach_norm([local(g) for g in grads])).norm()
 
 def unusable(
     loss,  # scalar tensor
@@ -75,8 +75,7 @@ class Average:
         skip,    # scalar tensor: 1 if the last one was skipped
     ):
         "Follow the trained weights."
-        mine = lambda v: v.to_local() if isinstance(v, DTensor) else v  # the part of this process
-        old, new = ([mine(v) for v in state.values() if v.is_floating_point()] for state in (self.state, method.state_dict()))
+        old, new = ([local(v) for v in state.values() if v.is_floating_point()] for state in (self.state, method.state_dict()))
         change = torch._foreach_sub(new, old)
         torch._foreach_mul_(change, (1 - min(self.decay, (1 + t) / (10 + t))) * (1 - skip))
         torch._foreach_add_(old, change)

@@ -115,7 +115,7 @@ def check_command(
     figures, bad = check(source)
     for k, v in figures.items(): print(f'{k:>26}  {v}')
     several = figures['captions of an image'].split(' / ')
-    if len(several) == 3 and float(several[1]) > 5: print(f'hint: most images have {several[1]} captions or more; each line of a .txt is one. If they are translations or notes, '
+    if len(several) == 3 and float(several[1]) > 5: print(f'hint: half of the images have {several[1]} captions or more; each line of a .txt is one. If they are translations or notes, '
                                                           'keep the lines that describe the picture')
     for kind, n in Counter(kind for kind, _ in bad).most_common(): print(f'{"damaged: " + kind:>26}  {n}')
     for kind, where in bad: print(f'damaged: {kind}: {where}'.encode(errors='backslashreplace').decode())  # names of files may be any bytes

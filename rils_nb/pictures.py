@@ -130,7 +130,7 @@ def language_picture(
 
 # %% ../nbs/18_pictures.ipynb #3ab69e24
 def reconstruction(
-    model,   # Method with a Pixels decoder
+    model,   # Method that predicts pixels
     images,  # (B,3,S,S) uint8
 ):  # -> seen, filled: (B,3,S,S) in [0,1]
     "What the encoder sees, and the image with its hidden patches predicted."
@@ -150,10 +150,10 @@ def _unpatchify(x, p):  # (B,N,3pp), the inverse of `patchify`
     return F.fold(x.view(len(x), -1, p * p, 3).permute(0, 3, 2, 1).flatten(1, 2), side * p, kernel_size=p, stride=p)
 
 # %% ../nbs/18_pictures.ipynb #c5b69dec
-@picture('pixels', lambda m: isinstance(getattr(m, 'decoder', None), Pixels))
+@picture('pixels', lambda m: isinstance(m, Pixels))
 @styled
 def pixel_picture(
-    model,   # Method with a Pixels decoder
+    model,   # Method that predicts pixels
     source,  # any reader
     n=8,     # images
 ):  # -> figure
