@@ -6,11 +6,10 @@ Docs: https://rils-nb.github.io/rils_nb/config.html.md"""
 
 # %% auto #0
 __all__ = ['RULES', 'FREE', 'RECIPES', 'Config', 'field_help', 'check', 'differences', 'to_json', 'from_json', 'from_dict',
-           'parse_opts', 'register_recipe', 'recipe', 'shapes', 'emoji', 'clip_b16_l20m', 'rils_b16_l20m',
-           'mae_clip_b16_l20m', 'mae_b16_l20m', 'rils_l16', 'parser', 'parse']
+           'parse_opts', 'register_recipe', 'all_recipes', 'recipe', 'parser', 'parse']
 
 # %% ../nbs/01_config.ipynb #89b389ff
-import argparse, dataclasses, json, math, sys
+import argparse, dataclasses, importlib, json, math, sys
 from dataclasses import dataclass, replace
 from functools import wraps
 
@@ -22,7 +21,7 @@ from .core import Registry, UserError, nearest
 class Config:
     "Everything that determines a run."
     # what is learned
-    method:str='rils'         # pre-training method: rils, clip, mae, mae_clip
+    method:str='rils'         # pre-training method: rils, clip, mae, mae_clip, slip, milan, ...; an unknown name lists all
     opts:str=''               # options of the method alone, as key=value,key=value
     init:str=''               # what training starts from: a run, open_clip:NAME/TAG, timm:NAME/pretrained or an exported folder; empty = random weights
     size:str='tiny'           # encoder sizes: tiny, mini (laptop), ViT-S-16, ViT-B-32, ViT-B-16, ViT-L-16
@@ -165,6 +164,12 @@ def register_recipe(f):  # a function that gives a Config
     def named(): return replace(f(), out=f'runs/{f.__name__}')
     return RECIPES.register()(named)
 
+def all_recipes():  # -> RECIPES, filled
+    "Every recipe, by name."
+    importlib.import_module('rils_nb.recipes')
+    return RECIPES
+
+# %% ../nbs/01_config.ipynb #24e68360
 def recipe(
     name='shapes', # of a recipe
     **kwargs,      # fields of the config that shall have other values
@@ -172,53 +177,7 @@ def recipe(
     "A recipe's config, with changes: what the command line does, for notebooks."
     for k in kwargs:
         if k not in Config.__dataclass_fields__: raise UserError(f'unknown config field `{k}`{nearest(k, Config.__dataclass_fields__)}')
-    return replace(RECIPES[name](), **kwargs)
-
-# %% ../nbs/01_config.ipynb #4a20f512
-@register_recipe
-def shapes():
-    """The default: RILS on procedural scenes, 32 px, two CPU cores, about 4 minutes.
-    `accelerate launch -m rils_nb.train`"""
-    return Config(opts='recon_ramp=1.0')
-
-@register_recipe
-def emoji():
-    """RILS on emoji, their names and keywords, 32 px, seven drawing styles, an eighth to be recognised: image-to-text R@1 35-38 % of 819 (measured);
-    two CPU cores, about 9 minutes.
-    The tutorial `your_own_pairs` fetches and packs the data. `accelerate launch -m rils_nb.train emoji`"""
-    return replace(shapes(), data='data/emoji/train-*.tar', eval_data='data/emoji/test-*.tar', tasks='retrieval', workers=1,
-                   crop=0.6, flip=True, batch=192, steps=2000, lr=1e-3, opts='recon_weight=0.2,recon_ramp=1.0')
-
-# %% ../nbs/01_config.ipynb #57482704
-@register_recipe
-def clip_b16_l20m():
-    """CLIP, ViT-B/16, LAION-20M, 25 epochs, batch 4096. ImageNet zero-shot 40.3, linear 67.8, fine-tuned 82.7 (paper, Tables 1 and A1).
-    `accelerate launch -m rils_nb.train clip_b16_l20m --data 'laion/{00000..01999}.tar'`"""
-    return Config(method='clip', size='ViT-B-16', image_size=224, data='laion/{00000..01999}.tar', crop=0.5, workers=8,
-                  batch=4096, epochs=25.0, steps=0, lr=5e-4, min_lr=1e-5, warmup=1/25, weight_decay=0.5, beta1=0.9, beta2=0.98,
-                  tasks='', eval_data='', save_every=1000)
-
-@register_recipe
-def rils_b16_l20m():
-    """RILS, ViT-B/16, LAION-20M, 25 epochs, batch 4096 (Table A4). ImageNet zero-shot 45.0, linear 71.5, fine-tuned 83.3 (paper).
-    The paper: 32 V100, 1.8 times the hours of MAE and 1.2 times those of CLIP."""
-    return replace(clip_b16_l20m(), method='rils')
-
-@register_recipe
-def mae_clip_b16_l20m():
-    "MAE+CLIP, ViT-B/16, LAION-20M, 25 epochs. ImageNet zero-shot 42.3, linear 64.5, fine-tuned 82.9 (paper)."
-    return replace(clip_b16_l20m(), method='mae_clip')
-
-@register_recipe
-def mae_b16_l20m():
-    """MAE, ViT-B/16, LAION-20M, 25 epochs. ImageNet linear 44.3, fine-tuned 82.1 (paper).
-    The crop and the mirror are MAE's; the rest is Table A4, as in the paper's comparison."""
-    return replace(clip_b16_l20m(), method='mae', crop=0.2, flip=True)
-
-@register_recipe
-def rils_l16():
-    "RILS with ViT-L/16 on LAION-20M: the settings of ViT-B/16; the paper reports no number for it."
-    return replace(rils_b16_l20m(), size='ViT-L-16')
+    return replace(all_recipes()[name](), **kwargs)
 
 # %% ../nbs/01_config.ipynb #c62060cc
 class _Parser(argparse.ArgumentParser):
@@ -228,7 +187,7 @@ def parser(prog='rils-train'):  # -> argparse.ArgumentParser
     "The training command's parser: one positional recipe and one flag for each `Config` field."
     p = _Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
                 description='Pre-train a vision encoder. Without a recipe: RILS on the embedded scenes.', epilog='recipes:\n' + '\n'.join(
-                    f'  {n:18} {" ".join(r.__doc__.split())}' for n, r in RECIPES.items()))
+                    f'  {n:18} {" ".join(r.__doc__.split())}' for n, r in all_recipes().items()))
     p.add_argument('recipe', nargs='?', default='shapes', help='name of a recipe, or the config.json of another run')
     words = field_help()
     for f in dataclasses.fields(Config):
@@ -251,7 +210,7 @@ def parse(
     if name.endswith('.json'):
         try: base = from_json(open(name, encoding='utf-8').read())
         except (OSError, UnicodeDecodeError) as e: raise UserError(f'cannot read the config `{name}`: {getattr(e, "strerror", None) or "not UTF-8"}')
-    else: base = RECIPES[name]()
+    else: base = all_recipes()[name]()
     kinds = {f.name: f.type for f in dataclasses.fields(Config)}
     given = {k: _value(k, v, kinds[k]) for k, v in given.items()}
     if given.get('method', base.method) != base.method: given.setdefault('opts', '')  # options belong to a method

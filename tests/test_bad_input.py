@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from rils_nb import commands
-from rils_nb.config import RECIPES, Config, to_json
+from rils_nb.config import Config, recipe, to_json
 from rils_nb.core import write_text
 from rils_nb.methods import make
 from rils_nb.runs import save
@@ -18,7 +18,7 @@ MAIN = {'rils-train': commands.train, 'rils-eval': commands.evaluate, 'rils-data
 @pytest.fixture(scope='module')
 def there(tmp_path_factory):
     "A folder with a run, a run without text, damaged and pickled checkpoints, and tables that lack something."
-    d, default = tmp_path_factory.mktemp('bad'), RECIPES['shapes']()
+    d, default = tmp_path_factory.mktemp('bad'), recipe('shapes')
     for name, config in (('good', default), ('mae', Config(method='mae')), ('cut', default), ('other', default)):
         folder = d/name/'checkpoints'/'step-0000010'
         folder.mkdir(parents=True)
