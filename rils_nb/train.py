@@ -28,7 +28,7 @@ from .processes import all_sum, by_itself, gathered, in_words, same_everywhere, 
 from .readers import open_source
 from .loader import loader
 from .methods import make
-from .optim import Average, BAD_STEPS, grad_norm, lr_at, optimizer_of, unusable
+from .optim import Average, BAD_STEPS, grad_size, lr_at, optimizer_of, unusable
 from .runs import (EMA, Saver, WEIGHTS, bad_kinds, best_of, check_whole, claim, is_longer, load, note_bad, order_of, read_tensors, restore, 
     snapshot, steps_of, tidy)
 from .starts import find_teacher, start_from
@@ -112,7 +112,7 @@ def update(self:Training,
     "Update the weights, unless loss or gradient is not finite."
     self.lr = lr_at(step, self.steps, self.config)
     for group in self.optimizer.param_groups: group['lr'] = self.lr * group['factor']
-    norm = self.acc.clip_grad_norm_(self.model.parameters(), self.config.clip_grad) if self.config.clip_grad else grad_norm(self.optimizer)
+    norm = self.acc.clip_grad_norm_(self.model.parameters(), self.config.clip_grad) if self.config.clip_grad else grad_size(self.optimizer)
     told = all_sum(torch.stack([unusable(loss, norm), self.stop.flag(self.acc.device, self.saver.error)]))
     skip = self.optimizer.found_inf = told[0].clamp(max=1)
     self.failures = (self.failures + 1) * skip
