@@ -1,6 +1,9 @@
 """Pre-train vision encoders from image-caption pairs: contrastive learning and masked reconstruction in language space."""
 __version__ = '0.1.0'
 
+from warnings import filterwarnings as _filterwarnings
+_filterwarnings('ignore', 'IProgress not found')  # a notebook without ipywidgets shows lines in place of a bar (nbs/00_core.ipynb): nothing to warn of
+
 _HOMES = dict(Config='config', recipe='config', fit='train', load='libraries:load_model', open_source='readers', evaluate='harness', search='viz', export='exports')
 __all__ = list(_HOMES)
 

@@ -39,7 +39,7 @@ class Progress:
     def __init__(self, acc, config, steps, start):
         self.acc, self.config, self.steps, self.sums, self.n, self.skipped = acc, config, steps, {}, 0, 0.
         self.bar = progress_bar(total=steps, initial=start, **({} if acc.is_main_process else dict(disable=True)), unit='step', dynamic_ncols=True)
-        self.tick, self.waited, self.hinted = time.perf_counter(), 0., False
+        self.tick, self.waited, self.begun, self.hinted = time.perf_counter(), 0., False, False
 
 @patch
 def add(self:Progress,
@@ -64,7 +64,8 @@ def averages(self:Progress, **more):  # more: figures that are known already -> 
 @patch
 def hint(self:Progress, wait):  # share of the time that was spent waiting for data
     "Say once what helps where more than a tenth of the time goes into waiting."
-    if wait <= 0.1 or self.hinted: return
+    begun, self.begun = self.begun, True
+    if not begun or wait <= 0.1 or self.hinted: return  # the first report holds the start of the loader
     self.bar.write(f'hint: {wait:.0%} of the time goes into waiting for data: give more --workers (now {self.config.workers}), '
                    'or shards of smaller images (rils-data pack DATA OUT --resize 256)', file=sys.stdout)
     self.hinted = True

@@ -8,7 +8,7 @@ import torch
 from starting import ENV, nursery
 from rils_nb.core import read_jsonl
 from rils_nb.runs import WEIGHTS, newest, read_tensors
-from three_steps import RUNS, three_steps
+from three_steps import RUNS, plain, three_steps
 
 def launch(args, log, timeout=900):
     "Start two processes; their output goes to a file, because workers that are left behind keep pipes open."
@@ -22,7 +22,7 @@ one = cache(three_steps)
 @pytest.mark.parametrize('run', RUNS)
 def test_two_processes_equal_one(nursery, tmp_path, run):
     nursery.together('three_steps:begin', run, tmp_path/'two.pt', log=tmp_path/'log')
-    a, b = torch.load(tmp_path/'two.pt'), dict(one(run.removesuffix('_fsdp').removesuffix('_accum')))  # the plain run by one process
+    a, b = torch.load(tmp_path/'two.pt'), dict(one(plain(run)))  # the plain run by one process
     assert (a.pop('world'), b.pop('world')) == (2, 1)
     assert a.keys() == b.keys()
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-6, msg=lambda m: f'{run} {k}: {m}')

@@ -134,6 +134,19 @@ def test_readme_links_lead_somewhere():
     links = re.findall(r'(?:\]\(|(?:src|href)=")(?![a-z]+:|#)([^)"#\s]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
     assert not [p for p in links if not (ROOT/p).exists()]
 
+def links_of(nb):
+    "Relative links and pictures in the prose of a notebook."
+    prose = '\n'.join(c.source for c in read_nb(nb).cells if c.cell_type == 'markdown')
+    prose = re.sub(r'^```.*?^```|`[^`\n]*`', '', prose, flags=re.S | re.M)  # what looks like a link in code is none
+    return re.findall(r'(?:\]\(|(?:src|href)=")(?![a-z]+:|#)([^)"#\s]+)', prose)
+
+def test_links_of_notebooks_lead_somewhere():
+    "A notebook that is renamed takes its links along."
+    links = {(nb, link) for nb in NOTEBOOKS for link in links_of(nb)}
+    assert len(links) > 30  # they are found
+    dead = {f'{name_of(nb)}: {link}' for nb, link in links if not (nb.parent/link).exists()}
+    assert not dead, '\n'.join(sorted(dead))
+
 @pytest.mark.slow
 def test_the_readme_runs_in_python(tmp_path):
     "The ten lines for a notebook, with three steps in place of 300."

@@ -1,22 +1,28 @@
 """Three steps of every method on one global batch of 8, shared by however many processes there are: loss, gradients and weights go to a file."""
-from dataclasses import replace
+import re
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from rils_nb.config import Config
+from rils_nb.config import Config, recipe
 from rils_nb.core import key
-from rils_nb.processes import world
-from rils_nb.methods import METHODS, make
+from rils_nb.loader import loader
+from rils_nb.processes import gathered, world
+from rils_nb.methods import METHODS, import_methods, make
 from rils_nb.rils import RILS
-from rils_nb.processes import gathered
+from rils_nb.scenes import Scenes
 from rils_nb.optim import optimizer_of
 
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
 RUNS = dict(clip='', mae=PIXELS, mae_clip=PIXELS, rils='', rils_one_sided='', rils_none_matched='', rils_prototypes='prototype_grad=true')
-RUNS |= {f'{run}_accum': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_prototypes')}
-RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum')}
+RUNS |= dict(clip_sigmoid='contrastive=sigmoid', clip_frozen='freeze=image', rils_learned='prototypes=7,every_image=true', rils_averaged='average=encoder,visible_patches=true',
+             rils_local='local_targets=true,decoder=prompting')
+RUNS |= {f'{run}_accum': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_prototypes', 'clip_sigmoid', 'rils_learned')}
+import_methods()
+OTHERS = [m for m in METHODS if m not in RUNS]  # with the options of their recipe of minutes, shapes_NAME
+RUNS |= {f'{m}{more}': None for m in OTHERS for more in ('', '_accum')}
+RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum', 'rils_averaged', *OTHERS)}
 HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image
 
 class Given(RILS):
@@ -42,18 +48,31 @@ def distribute(method, fsdp):
         if type(m).__name__ in method._no_split_modules: fully_shard(m)
     return fully_shard(method)
 
+def plain(run): return run.removesuffix('_fsdp').removesuffix('_accum')  # the run by one process
+
+def method_of(run, accum):  # -> the method of a run, in float64
+    name = plain(run)
+    if name in OTHERS: config = recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum)
+    else: config = Config(method='given' if name in HITS else re.sub('_(prototypes|sigmoid|frozen|learned|averaged|local)$', '', name), opts=RUNS[run], batch=8, weight_decay=0.5, accum=accum)
+    method = make(config).double()
+    if method.asks: method.meet(make(Config(method='clip', seed=1)).double().eval().requires_grad_(False))
+    return method
+
+def share_of(method, run, step):  # -> this process's share of the global batch of a step
+    rank, n = world()
+    if plain(run) in OTHERS: return dict(next(iter(loader(method.config, Scenes(n=64), method.views, start=step, rank=rank, world=n, steps=step + 1))), progress=step / 3)
+    mine = slice(rank * 8 // n, (rank + 1) * 8 // n)
+    if plain(run) in HITS: method.hit = torch.tensor(HITS[plain(run)], dtype=bool)[mine]
+    return {k: v[mine] for k, v in batch_of(step).items()}
+
 def three_steps(run):  # -> dict of tensors
     "Train a method for three steps in float64; everything that two process counts must agree on."
-    rank, n = world()
-    mine = slice(rank * 8 // n, (rank + 1) * 8 // n)
-    name = run.removesuffix('_fsdp').removesuffix('_accum')
-    accum = 2 if '_accum' in run and n > 1 else 1                                           # two processes in parts against one in one piece
-    method = make(Config(method='given' if name in HITS else name.removesuffix('_prototypes'), opts=RUNS[run], batch=8, weight_decay=0.5, accum=accum)).double()
-    if name in HITS: method.hit = torch.tensor(HITS[name], dtype=bool)[mine]
+    n = world()[1]
+    method = method_of(run, 2 if '_accum' in run and n > 1 else 1)                           # two processes in parts against one in one piece
     model = distribute(method, run.endswith('_fsdp')) if n > 1 else method
     optimizer, kept = optimizer_of(method, method.config), {}
     for step in range(3):
-        loss = model({k: v[mine] for k, v in batch_of(step).items()})['loss']
+        loss = model(share_of(method, run, step))['loss']
         loss.backward()
         total = loss.detach().clone()
         if n > 1: dist.all_reduce(total)
