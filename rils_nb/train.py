@@ -299,10 +299,9 @@ def finish(
     out = Path(config.out)
     with writing(out): curves(out, out/'curves.png')
     if words := bad_kinds(config): print(f'damaged samples that were passed over: {words}; each is in {out}/bad.jsonl')
-    print(f'\nthe run is in {out}: curves in {out}/curves.png', end='')
     try: drawn = source and pictures.learned(load(out).to(device), source, out/'learned.png')
     except UserError as e: drawn = notice(f'no picture of what was learned: {e}')  # the run is complete all the same
-    print(f', what was learned in {out}/learned.png' if drawn else '')
+    print(f'\nthe run is in {out}: curves in {out}/curves.png' + (f', what was learned in {out}/learned.png' if drawn else ''))
 
 # %% ../nbs/33_train.ipynb #1faa8e61
 @command
