@@ -174,7 +174,7 @@ class Views(Dataset):
             k = key(self.seed, epoch, i)
             try:
                 sample = self.source.read(i)
-                return {v: f(sample, k) for v, f in self.views.items()} | dict(keys=k, bad=bad)
+                return {v: f(sample, k) for v, f in self.views.items()} | dict(keys=k, samples=i, bad=bad)
             except BadSample as e: bad.append((e.kind, e.where))
             i = key(self.seed, epoch, i, 'instead', attempt) % len(self.source)
         raise Unusable(f'100 samples in a row are damaged, the last one: {bad[-1][0]} {bad[-1][1]}; look at the data with rils-data check')
@@ -182,7 +182,7 @@ class Views(Dataset):
 # %% ../nbs/07_loader.ipynb #53688d53
 def collate(samples):  # list of dicts -> batch
     "Put samples together: pictures are stacked, captions become tokens and ids."
-    batch = dict(keys=torch.tensor([s['keys'] for s in samples]), bad=[b for s in samples for b in s['bad']])
+    batch = dict(keys=torch.tensor([s['keys'] for s in samples]), samples=[s['samples'] for s in samples], bad=[b for s in samples for b in s['bad']])
     for name in samples[0].keys() - batch.keys():
         values = [s[name] for s in samples]
         if isinstance(values[0], str):
@@ -230,7 +230,7 @@ def loader(
     world=1, # processes
     steps=None, # the step to end before; None: 2^40
     window=WINDOW, # samples that are shuffled together
-):  # -> DataLoader of batches: the views, ids and keys (B,), words (int, of all captions), bad (list of (kind, where))
+):  # -> DataLoader of batches: the views, ids and keys (B,), samples (list of their numbers), words (int, of all captions), bad (list of (kind, where))
     "Batches of this process, from step `start` on."
     steps = _Steps(Plan(source.sizes, config.seed, window), config.batch, start, 2**40 if steps is None else steps, rank, world)
     return _Loader(Views(config, source, views), batch_sampler=steps, collate_fn=collate, pin_memory=torch.cuda.is_available(),
