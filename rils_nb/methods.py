@@ -98,6 +98,11 @@ class Momentum(nn.Module):
     def __init__(self, module):
         super().__init__()
         self.copy = copy.deepcopy(module).requires_grad_(False)
+        self.__dict__['source'] = module  # past nn.Module: it is no part of its own average
+
+    def restart(self):
+        "Begin again as the module is now, after other weights were loaded into it."
+        self.follow(self.source, 0.)
 
     @torch.no_grad()
     def follow(self,

@@ -6,10 +6,11 @@ Docs: https://rils-nb.github.io/rils_nb/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['HEAD', 'shapes', 'shapes_clip', 'shapes_siglip', 'shapes_mae', 'shapes_mae_clip', 'shapes_rils_vision',
-           'shapes_simclr', 'shapes_slip', 'shapes_milan', 'shapes_maskclip', 'shapes_mim_lit', 'shapes_mim_clip',
-           'shapes_clip_mim', 'emoji', 'clip_b16_l20m', 'rils_b16_l20m', 'mae_clip_b16_l20m', 'mae_b16_l20m',
-           'rils_l16', 'slip_b16_l20m', 'simclr_b16_l20m', 'rils_vision_b16_l10m', 'mim_lit_b16_l10m',
-           'mim_clip_b16_l10m', 'clip_mim_b16_l10m', 'milan_b16_in1k', 'maskclip_b16_yfcc15m', 'maskclip_b32_yfcc15m']
+           'shapes_simclr', 'shapes_slip', 'shapes_milan', 'shapes_maskclip', 'shapes_silc', 'shapes_tips',
+           'shapes_mim_lit', 'shapes_mim_clip', 'shapes_clip_mim', 'emoji', 'clip_b16_l20m', 'rils_b16_l20m',
+           'mae_clip_b16_l20m', 'mae_b16_l20m', 'rils_l16', 'slip_b16_l20m', 'simclr_b16_l20m', 'rils_vision_b16_l10m',
+           'mim_lit_b16_l10m', 'mim_clip_b16_l10m', 'clip_mim_b16_l10m', 'milan_b16_in1k', 'silc_b16_l20m',
+           'tips_b16_l20m', 'tipsv2_b16_l20m', 'maskclip_b16_yfcc15m', 'maskclip_b32_yfcc15m']
 
 # %% ../nbs/51_recipes.ipynb #f2974a75
 from dataclasses import replace
@@ -70,6 +71,17 @@ def shapes_milan():
 def shapes_maskclip():
     "MaskCLIP on the scenes. Its teacher follows faster than in the paper, whose run has forty times as many steps."
     return replace(shapes(), method='maskclip', opts='codewords=512,mlm_depth=2,average_decay=0.99,average_decay_end=0.999')
+
+@register_recipe
+def shapes_silc():
+    "SILC on the scenes, with 4 local views of half the side, which keep their colours."
+    return replace(shapes(), method='silc', workers=1, opts='prototypes=512,head_hidden=256,head_dim=64,local_views=4,local_smallest=0.15,'
+                   'jittered=0,grey=0,blurred=0,average_decay=0.99')
+
+@register_recipe
+def shapes_tips():
+    "TIPSv2 on the scenes: SILC, and the patches of a masked view, all of them; only the heads are averaged."
+    return replace(shapes_silc(), method='tips', opts=f'{shapes_silc().opts},visible_patches=true,head_only=true')
 
 # %% ../nbs/51_recipes.ipynb #2f8d697b
 @register_recipe
@@ -168,6 +180,22 @@ def milan_b16_in1k():
     return Config(method='milan', opts='teacher=open_clip:ViT-B-16/openai', size='ViT-B-16', image_size=224, masking='semantic', data='imagenet/train', crop=0.2,
                   flip=True, workers=8, batch=4096, epochs=400.0, steps=0, lr=2.4e-3, min_lr=0.0, warmup=0.1, weight_decay=0.05, beta1=0.9, beta2=0.95,
                   tasks='', eval_data='', save_every=1000)
+
+# %% ../nbs/51_recipes.ipynb #10d27fbd
+@register_recipe
+def silc_b16_l20m():
+    "SILC, ViT-B/16, LAION-20M, with Table A4's settings; no number is published for these data."
+    return replace(clip_b16_l20m(), method='silc')
+
+@register_recipe
+def tips_b16_l20m():
+    "TIPS, ViT-B/16, LAION-20M, with Table A4's settings; no number is published for these data."
+    return replace(clip_b16_l20m(), method='tips')
+
+@register_recipe
+def tipsv2_b16_l20m():
+    "TIPSv2: the patch loss over all patches, and averages of the heads alone; otherwise `tips_b16_l20m`."
+    return replace(tips_b16_l20m(), opts='visible_patches=true,head_only=true')
 
 # %% ../nbs/51_recipes.ipynb #8590b47d
 @register_recipe

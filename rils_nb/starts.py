@@ -17,6 +17,7 @@ from open_clip.model import convert_to_custom_text_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 from .core import UserError
 from .libraries import load_model
+from .methods import Momentum
 
 # %% ../nbs/28_starts.ipynb #464de224
 def tensors_of(
@@ -124,6 +125,8 @@ def start_from(
     try: fits, resized, out = sort_out(method, source)
     except UserError as e: raise UserError(f'--init {start} cannot start a `{method.config.method}` of --size {method.config.size}: {e}')
     method.load_state_dict(fits, strict=False)
+    for m in method.modules():
+        if isinstance(m, Momentum): m.restart()                                      # teachers of its own begin as what was loaded
     say = lambda items: ', '.join(items) or 'nothing'
     return [f'started from {start}: {say(PARTS.get(p, p) for p in dict.fromkeys(map(part_of, fits)))}', f'resized: {say(resized)}',
             f'left out: {say(f"{PARTS.get(p, p)} ({why})" for p, why in out.items())}']

@@ -139,14 +139,10 @@ class SILC(CLIP):
         self.momentum = Momentum(self.followed())
         self.register_buffer('centre', torch.zeros(len(self.terms), prototypes))
         self.register_buffer('local_pos', positions(size // p, self.visual.width), persistent=False)
-        self.register_load_state_dict_post_hook(_teach_what_was_loaded)
 
     def followed(self):  # -> module
         "What the teacher is an average of."
         return nn.ModuleDict(dict(heads=self.heads) | ({} if self.head_only else dict(visual=self.visual)))
-
-def _teach_what_was_loaded(method, keys):  # a start (`--init`) has weights for the encoder and none for the teacher
-    if any(k.startswith('momentum.') for k in keys.missing_keys): method.momentum.follow(method.followed(), 0.)
 
 # %% ../../nbs/pretraining/63_silc.ipynb #53f75203
 @patch
