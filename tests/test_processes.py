@@ -8,7 +8,7 @@ import torch
 from starting import ENV, nursery
 from rils_nb.core import read_jsonl
 from rils_nb.runs import WEIGHTS, newest, read_tensors
-from three_steps import RUNS, plain, three_steps
+from three_steps import OTHERS, RUNS, plain, three_steps
 
 def launch(args, log, timeout=900):
     "Start two processes; their output goes to a file, because workers that are left behind keep pipes open."
@@ -19,7 +19,10 @@ def launch(args, log, timeout=900):
 
 one = cache(three_steps)
 
-@pytest.mark.parametrize('run', RUNS)
+# every method in two processes; in parts and in shards, too, where the machinery is tested or somebody asks for the long tests
+LONG = [run for run in RUNS if run != plain(run) and plain(run) in OTHERS]
+
+@pytest.mark.parametrize('run', [pytest.param(r, marks=[pytest.mark.slow, pytest.mark.long] if r in LONG else ()) for r in RUNS])
 def test_two_processes_equal_one(nursery, tmp_path, run):
     nursery.together('three_steps:begin', run, tmp_path/'two.pt', log=tmp_path/'log')
     a, b = torch.load(tmp_path/'two.pt'), dict(one(plain(run)))  # the plain run by one process
