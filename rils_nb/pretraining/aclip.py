@@ -7,7 +7,7 @@ Docs: https://rils-nb.github.io/rils_nb/pretraining/aclip.html.md"""
 # %% auto #0
 __all__ = ['CROPS', 'three_boxes', 'related', 'seen_from', 'most_seen', 'ACLIP']
 
-# %% ../../nbs/pretraining/64_aclip.ipynb #229730a2
+# %% ../../nbs/pretraining/64_aclip.ipynb #525c1d2b
 import math
 from contextlib import ExitStack
 from functools import partial
@@ -24,9 +24,10 @@ from .milan import feature_distance
 from .simclr import TwoViews, projector
 from ..rils import CLIP
 
-# %% ../../nbs/pretraining/64_aclip.ipynb #8187cb9d
+# %% ../../nbs/pretraining/64_aclip.ipynb #b0c78a09
 def three_boxes(
-    h, w,     # height and width of the picture in pixels
+    h,        # height of the picture in pixels
+    w,        # its width
     smallest, # smallest share of the picture that a view shows
     key,      # of the draw
 ):  # -> three times (top, left, height, width)
@@ -38,7 +39,7 @@ def three_boxes(
         bottom, right = (between(max(v[i] + v[i + 2] for v in (a, b)), end) for i, end in ((0, h), (1, w)))
     return a, b, (top, left, bottom - top, right - left)
 
-# %% ../../nbs/pretraining/64_aclip.ipynb #3159fc96
+# %% ../../nbs/pretraining/64_aclip.ipynb #e6a44503
 CROPS = 'first', 'second', 'around'
 
 def related(
@@ -65,7 +66,7 @@ def related(
         with seeded(key(k, name)): return colours(x)
     return view
 
-# %% ../../nbs/pretraining/64_aclip.ipynb #548baf75
+# %% ../../nbs/pretraining/64_aclip.ipynb #56d27eb2
 @exact
 def seen_from(
     scores, # (B,N) of the patches of one crop
@@ -80,7 +81,7 @@ def seen_from(
     grid = torch.stack([x[:, None].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], -1)                        # (B,side,side,2)
     return F.grid_sample(scores.unflatten(1, (1, side, side)), grid, padding_mode='border', align_corners=False).flatten(1)
 
-# %% ../../nbs/pretraining/64_aclip.ipynb #2c7773d9
+# %% ../../nbs/pretraining/64_aclip.ipynb #51662ca4
 def most_seen(
     scores, # (B,N), of a square grid
     keep,   # share of the blocks that is kept
@@ -93,7 +94,7 @@ def most_seen(
     patches = torch.arange(scores.shape[1], device=scores.device).view(n, block, n, block).transpose(1, 2).reshape(n * n, -1)
     return patches[best].flatten(1).sort(1).values
 
-# %% ../../nbs/pretraining/64_aclip.ipynb #0cfc8e2c
+# %% ../../nbs/pretraining/64_aclip.ipynb #2db25496
 @METHODS.register('aclip')
 class ACLIP(TwoViews, CLIP):
     "Attentive mask CLIP (Yang et al., ICCV 2023): two views, each reduced to what an average of the encoder looks at."
@@ -127,7 +128,7 @@ class ACLIP(TwoViews, CLIP):
         self.byol, self.predictor = (projector(d, head_hidden, head_dim, layers=2, bias=False) for d in (self.visual.width, head_dim))
         self.average, self.average_byol = Momentum(self.visual), Momentum(self.byol)
 
-# %% ../../nbs/pretraining/64_aclip.ipynb #77e01fb9
+# %% ../../nbs/pretraining/64_aclip.ipynb #e2af7a64
 @patch
 @torch.no_grad()
 def look(self:ACLIP, around):  # (B,3,H,W) uint8 -> (B,N), (B,D)
@@ -146,7 +147,7 @@ def shown(self:ACLIP, looks, boxes, keys):  # (B,N), (B,3,4), (B,) -> (B,V), (B,
     scores = [seen_from(looks, boxes[:, 2], boxes[:, i]) for i in (0, 1)] if self.attentive else noise(keys, 2 * looks.shape[1]).chunk(2, 1)
     return [most_seen(s, self.keep, self.block) for s in scores]
 
-# %% ../../nbs/pretraining/64_aclip.ipynb #d7ef8536
+# %% ../../nbs/pretraining/64_aclip.ipynb #bcdb6fac
 @patch
 def towers(self:ACLIP, first, second, tokens, kept_first, kept_second, words=None):  # -> (B,E) twice, (B,E), (B,D) twice
     "The embeddings of both views and of the texts, and the views' features."
