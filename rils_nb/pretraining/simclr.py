@@ -38,9 +38,12 @@ def projector(
     dim_in,  # D
     hidden,  # width of the inner layers
     dim_out, # width of what is compared
+    layers=3,  # linear ones
+    bias=True, # whether they have one
 ):  # -> module
-    "SLIP's projection: three layers with batch normalisation between them."
-    return nn.Sequential(nn.Linear(dim_in, hidden), BatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden), BatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, dim_out))
+    "SLIP's projection: linear layers with batch normalisation between them."
+    inner = [m for d in [dim_in, *[hidden] * (layers - 2)] for m in (nn.Linear(d, hidden, bias), BatchNorm(hidden), nn.ReLU())]
+    return nn.Sequential(*inner, nn.Linear(hidden, dim_out, bias))
 
 # %% ../../nbs/pretraining/60_simclr.ipynb #f21e61c8
 @exact
@@ -75,12 +78,12 @@ class TwoViews:
         if tau <= 0: raise UserError(f'tau must be above 0, given {tau}')
         strong = dict(area=(smallest, 1.), jittered=jittered, grey=grey, blurred=blurred)
         self.views = dict.fromkeys(self.views) | {name: partial(augmented, name=name, **strong) for name in ('first', 'second')}
-        self.projector, self.tau = projector(self.visual.width, head_hidden, head_dim), tau
+        self.strong, self.projector, self.tau = strong, projector(self.visual.width, head_hidden, head_dim), tau
 
-    def features_of(self, first, second):  # (B,3,H,W) each -> (B,D) each
+    def features_of(self, first, second, *visible):  # (B,3,H,W) each, and (B,V) each where not all patches are seen -> (B,D) each
         "The encoder's mean feature of both views."
-        x = torch.cat([first, second])
-        return self.visual.encode(self.visual.patches(x))[:, 1:].mean(1).chunk(2)
+        x = self.visual.patches(torch.cat([first, second]))
+        return self.visual.encode(x, torch.cat(visible) if visible else None)[:, 1:].mean(1).chunk(2)
 
     def compare_views(self, a, b):  # (B,D) each -> scalar
         "The loss of two views' features."
