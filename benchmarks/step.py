@@ -5,11 +5,12 @@
     python benchmarks/step.py --only 'open_clip clip,SLIP CLIP_VITB16' --checkout SLIP=../SLIP
     python benchmarks/step.py --only clip,rils@1.0 --device cuda --precision bf16 --largest     # the largest batch that fits
     python benchmarks/step.py --only rils@0.5 --device cuda --precision bf16 --batch 256 --profile
+    python benchmarks/step.py --only 'open_clip clip,clip,rils@0.5,mae,mae_clip,simclr,slip,milan,maskclip,silc,tips,aclip' --rounds 1
 
 Each contestant runs in a process of its own, as its users run it, and in turns: a round gives each one a process, three steps that do not count (the
 memory of a process grows during the first two) and `--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to
 the first contestant. Captions have 12 to 20 tokens; open_clip and the checkouts compute all 77, as their training does. Contestants: `open_clip
-clip`; our methods `clip`, `mae`, `mae_clip`, `rils`; `rils@0.5` with half of its images matched; `NAME MODEL` from a checkout. Endings: `+compile`;
+clip`; our methods by name, each with the views that it asks for; `rils@0.5` with half of its images matched; `milan` with a timm ViT as its teacher; `NAME MODEL` from a checkout. Endings: `+compile`;
 `+settings`, which gives a contestant what our trainer sets for the process on CPUs (`processes.tune_cpu`), to see what that alone is worth. MFU is the
 share of what one large matrix product reaches in the same process.
 """
@@ -44,14 +45,29 @@ def ours(name):
     from rils_nb.config import Config
     from rils_nb.methods import make
     from rils_nb.rils import RILS
+    from rils_nb.starts import find_teacher
     class Given(RILS):
         def compare(self, z_i, z_t, batch):
             return super().compare(z_i, z_t, batch)[0], torch.arange(len(z_i), device=z_i.device) < round(float(share) * len(z_i))
     method, at, share = name.removesuffix('+compile').partition('@')
-    config = Config(method=method, size=args.size, image_size=224, batch=args.batch, compile=name.endswith('+compile'), accum=args.accum, checkpointing=args.checkpointing)
+    opts = 'teacher=timm:vit_base_patch16_224,teacher_width=768' if method == 'milan' else ''
+    config = Config(method=method, opts=opts, size=args.size, image_size=224, batch=args.batch, compile=name.endswith('+compile'), accum=args.accum, checkpointing=args.checkpointing)
     model = make(config)
+    with contextlib.redirect_stdout(sys.stderr): find_teacher(model, args.device)
     if at: model.__class__ = Given
     return model
+
+def more_views(model, batch):
+    "What a method asks for beyond image and caption, made from noise as the loader makes it."
+    import torch
+    from rils_nb.loader import loader
+    class Noise:
+        sizes = [args.batch]
+        def __len__(self): return args.batch
+        def read(self, i): return dict(image=torch.randint(256, (3, 256, 256), dtype=torch.uint8), captions=['noise'])
+    views = model.views if isinstance(model.views, dict) else dict.fromkeys(model.views)
+    made = next(iter(loader(model.config, Noise(), {k: v for k, v in views.items() if k not in batch})))
+    return {k: v for k, v in made.items() if k not in batch and torch.is_tensor(v)}
 
 def others(name, forward, model):
     "A model and loss of somebody else on the same batch: pixels normalised on the device as ours are, captions padded to 77."
@@ -105,8 +121,8 @@ def turn(name):
     tokens = torch.randint(1, 49000, (args.batch, 20)) * (torch.arange(20) < lengths[:, None])
     tokens[torch.arange(args.batch), lengths - 1] = 49407
     batch = dict(image=torch.randint(256, (args.batch, 3, 224, 224), dtype=torch.uint8), tokens=tokens, keys=torch.tensor([key(0, 0, i) for i in range(args.batch)]))
-    batch = {k: v.to(args.device) for k, v in batch.items()}
     model = (from_open_clip if name.startswith('open_clip ') else from_checkout if foreign else ours)(name).to(args.device).train()
+    batch = {k: v.to(args.device) for k, v in (batch | ({} if foreign else more_views(model, batch))).items()}
     optimizer = optimizer_of(model, Config(weight_decay=0.5))
     sync = torch.cuda.synchronize if args.device == 'cuda' else lambda: None
     autocast = lambda: torch.autocast(args.device, torch.bfloat16) if args.precision == 'bf16' else contextlib.nullcontext()
