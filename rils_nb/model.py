@@ -161,10 +161,13 @@ def attention_to_patches(
     return (q @ k.transpose(-1, -2) / q.shape[-1]**0.5).softmax(-1).mean((1, 2))[:, -n:]
 
 @contextmanager
-def overheard(attn):  # an attention module; yields a list
-    "Within this block, what an attention is given is put into the list."
+def overheard(
+    attn,      # an attention, or another module; yields a list
+    ask=None,  # function of it and of what it is given, whose answer is kept in its place; asked at once, while weights in shards are whole
+):
+    "Within this block, what a module is given is put into the list."
     given = []
-    handle = attn.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    handle = attn.register_forward_pre_hook(lambda module, args: given.append(ask(module, args[0]) if ask else args[0]))
     try: yield given
     finally: handle.remove()
 

@@ -202,10 +202,9 @@ class RILS(Joint):
 def towers(self:RILS, image, tokens, keys, words=None):  # (B,3,H,W) uint8, (B,L), (B,), int -> (B,E), (B,E), (B,K,D), (B,V), (B,M)
     "Both embeddings, the features f of the patches that are asked for, without a gradient, and the mask."
     v, last = self.visual, self.visual.trunk.blocks[-1]
-    with overheard(last.attn) if self.asks_scores else nullcontext() as asked, overheard(last) if self.local_targets else nullcontext() as entered:
+    with overheard(last.attn, self.look) if self.asks_scores else nullcontext() as looks, overheard(last) if self.local_targets else nullcontext() as entered:
         x = v.encode(v.patches(image))                                              # (B,1+N,D)
-    scores = attention_to_patches(last.attn, asked[0].detach(), v.n_patches, class_token=False) if self.asks_scores else None
-    mask = self.mask(keys, image, scores)
+    mask = self.mask(keys, image, looks and looks[0])
     f = self.targets(image, x, entered)                                             # (B,N,D)
     z_i, z_t = v.project(x[:, 1:].mean(1)), self.text(tokens, words)
     return z_i, z_t, take(f, self.asked_for(mask)), mask.visible, mask.hidden
@@ -219,8 +218,14 @@ def asked_for(self:RILS, mask):  # Mask -> (B,K)
 @torch.no_grad()
 def scores(self:RILS, image):  # (B,3,H,W) -> (B,N)
     "How much the image's feature takes from each patch, by the last block's attention."
-    with overheard(self.last_attention) as asked: self.visual.encode(self.visual.patches(image))
-    return attention_to_patches(self.last_attention, asked[0], self.visual.n_patches, class_token=False)
+    with overheard(self.last_attention, self.look) as looks: self.visual.encode(self.visual.patches(image))
+    return looks[0]
+
+@patch
+@torch.no_grad()
+def look(self:RILS, attn, x):  # the last block's attention, (B,1+N,D) -> (B,N)
+    "How much is asked of each patch."
+    return attention_to_patches(attn, x, self.visual.n_patches, class_token=False)
 
 # %% ../nbs/13_rils.ipynb #55b675f1
 @patch

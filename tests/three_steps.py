@@ -17,12 +17,12 @@ from rils_nb.optim import optimizer_of
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
 RUNS = dict(clip='', mae=PIXELS, mae_clip=PIXELS, rils='', rils_one_sided='', rils_none_matched='', rils_prototypes='prototype_grad=true')
 RUNS |= dict(clip_sigmoid='contrastive=sigmoid', clip_frozen='freeze=image', rils_learned='prototypes=7,every_image=true', rils_averaged='average=encoder,visible_patches=true',
-             rils_local='local_targets=true,decoder=prompting')
+             rils_local='local_targets=true,decoder=prompting', rils_semantic='')
 RUNS |= {f'{run}_accum': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_prototypes', 'clip_sigmoid', 'rils_learned')}
 import_methods()
 OTHERS = [m for m in METHODS if m not in RUNS]  # with the options of their recipe of minutes, shapes_NAME
 RUNS |= {f'{m}{more}': None for m in OTHERS for more in ('', '_accum')}
-RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum', 'rils_averaged', *OTHERS)}
+RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum', 'rils_averaged', 'rils_semantic', 'rils_local', *OTHERS)}
 HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image
 
 class Given(RILS):
@@ -53,7 +53,7 @@ def plain(run): return run.removesuffix('_fsdp').removesuffix('_accum')  # the r
 def method_of(run, accum):  # -> the method of a run, in float64
     name = plain(run)
     if name in OTHERS: config = recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum)
-    else: config = Config(method='given' if name in HITS else re.sub('_(prototypes|sigmoid|frozen|learned|averaged|local)$', '', name), opts=RUNS[run], batch=8, weight_decay=0.5, accum=accum)
+    else: config = Config(method='given' if name in HITS else re.sub('_(prototypes|sigmoid|frozen|learned|averaged|local|semantic)$', '', name), opts=RUNS[run], masking='semantic' if 'semantic' in name else 'random', batch=8, weight_decay=0.5, accum=accum)
     method = make(config).double()
     if method.asks: method.meet(make(Config(method='clip', seed=1)).double().eval().requires_grad_(False))
     return method
