@@ -1,4 +1,4 @@
-"""Every comparison of the papers, and one run of minutes for each method, as a name.
+"""Every comparison of the papers, and one run on the scenes for each method, as a name.
 
 Docs: https://rils-nb.github.io/rils_nb/recipes.html.md"""
 
@@ -27,27 +27,27 @@ def shapes():
 
 @register_recipe
 def shapes_clip():
-    "CLIP on the scenes, about 3 minutes."
+    "CLIP on the scenes."
     return replace(shapes(), method='clip', opts='')
 
 @register_recipe
 def shapes_siglip():
-    "CLIP with SigLIP's sigmoid loss on the scenes, about 3 minutes."
+    "CLIP with SigLIP's sigmoid loss on the scenes."
     return replace(shapes_clip(), opts='contrastive=sigmoid')
 
 @register_recipe
 def shapes_mae():
-    "MAE on the scenes, about 3 minutes."
+    "MAE on the scenes."
     return replace(shapes(), method='mae', opts='decoder_width=128,decoder_depth=2,decoder_heads=4')
 
 @register_recipe
 def shapes_mae_clip():
-    "MAE+CLIP on the scenes, about 4 minutes."
+    "MAE+CLIP on the scenes."
     return replace(shapes(), method='mae_clip', opts='decoder_width=128,decoder_depth=1,decoder_heads=4,recon_ramp=1.0')
 
 @register_recipe
 def shapes_rils_vision():
-    "RILS with 512 learned vectors in place of the texts on the scenes, about 4 minutes."
+    "RILS with 512 learned vectors in place of the texts on the scenes."
     return replace(shapes(), opts='recon_ramp=1.0,prototypes=512')
 
 # %% ../nbs/51_recipes.ipynb #2f9237b1
@@ -55,17 +55,17 @@ HEAD = 'head_hidden=256,head_dim=64,smallest=0.3'  # of SimCLR, for encoders of 
 
 @register_recipe
 def shapes_simclr():
-    "SimCLR on the scenes, about 5 minutes."
+    "SimCLR on the scenes."
     return replace(shapes(), method='simclr', opts=HEAD)
 
 @register_recipe
 def shapes_slip():
-    "SLIP on the scenes, about 8 minutes. Its views keep their colours, which the captions name."
+    "SLIP on the scenes. Its views keep their colours, which the captions name."
     return replace(shapes(), method='slip', opts=f'{HEAD},grey=0,jittered=0')
 
 @register_recipe
 def shapes_milan():
-    "MILAN on the scenes, about 4 minutes, with the run of `shapes_clip` as its teacher: train that first."
+    "MILAN on the scenes, with the run of `shapes_clip` as its teacher: train that first."
     return replace(shapes(), method='milan', masking='semantic', opts='teacher=runs/shapes_clip,decoder_width=128,decoder_depth=2,decoder_heads=4')
 
 @register_recipe

@@ -1,4 +1,4 @@
-"""What holds for every method, whoever adds it: a new one is found by its name in METHODS and by its recipe of minutes, shapes_NAME."""
+"""What holds for every method, whoever adds it: a new one is found by its name in METHODS and by its recipe on the scenes, shapes_NAME."""
 import contextlib, gc, io, shutil
 from dataclasses import replace
 from functools import cache
@@ -29,7 +29,7 @@ def teacher(tmp_path_factory):
     return folder
 
 def small(name, teacher, **more):
-    "The config of a method's recipe of minutes, on eight images."
+    "The config of a method's recipe on the scenes, on eight images."
     config = recipe('shapes' if name == 'rils' else f'shapes_{name}', batch=8, data='scenes:n=64', eval_data='', tasks='', precision='float32', **more)
     return replace(config, opts=config.opts.replace('runs/shapes_clip', str(teacher)))
 

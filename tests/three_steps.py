@@ -20,7 +20,7 @@ RUNS |= dict(clip_sigmoid='contrastive=sigmoid', clip_frozen='freeze=image', ril
              rils_local='local_targets=true,decoder=prompting', rils_semantic='')
 RUNS |= {f'{run}_accum': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_prototypes', 'clip_sigmoid', 'rils_learned')}
 import_methods()
-OTHERS = [m for m in METHODS if m not in RUNS]  # with the options of their recipe of minutes, shapes_NAME
+OTHERS = [m for m in METHODS if m not in RUNS]  # with the options of their recipe on the scenes, shapes_NAME
 RUNS |= {f'{m}{more}': None for m in OTHERS for more in ('', '_accum')}
 RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum', 'rils_averaged', 'rils_semantic', 'rils_local', *OTHERS)}
 HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image
