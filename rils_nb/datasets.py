@@ -6,12 +6,13 @@ Docs: https://rils-nb.github.io/rils_nb/evals/datasets.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGENET', 'METRICS', 'BENCHMARKS', 'SEVEN', 'key', 'names', 'listed', 'Found', 'torchvision_set', 'Files',
-           'class_folders', 'file_list', 'Benchmark', 'Prepared', 'declare']
+           'class_folders', 'file_list', 'Benchmark', 'Labelled', 'prompts', 'declare']
 
-# %% ../nbs/evals/25_datasets.ipynb #6133b6ab
+# %% ../nbs/evals/25_datasets.ipynb #0fada301
 import random, re
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -20,13 +21,11 @@ import open_clip
 import torchvision.transforms.v2.functional as TF
 from fastcore.basics import patch
 from torchvision import datasets as tv
-from torchvision.transforms import Compose, InterpolationMode, v2
 from .core import Registry, UserError, nearest
-from .libraries import LibraryView
 from .readers import Source
 from .samples import BadSample, IMAGES
 
-# %% ../nbs/evals/25_datasets.ipynb #46ced94f
+# %% ../nbs/evals/25_datasets.ipynb #6fcece9a
 def key(name): # of a class
     "Letters and digits of a name, by which names are compared."
     return ''.join(c for c in str(name).casefold() if c.isalnum())
@@ -42,7 +41,7 @@ def names(
         out[on_disk.strip() if equals else shown[0]] = shown
     return out
 
-# %% ../nbs/evals/25_datasets.ipynb #f9b53c32
+# %% ../nbs/evals/25_datasets.ipynb #35cc631e
 def listed(name):  # section of classes.txt -> as `names`
     "Classes of a data set that ships with the package."
     text = (files('rils_nb')/'classes.txt').read_text(encoding='utf-8')
@@ -52,7 +51,7 @@ def _synsets(subset): return (files('timm')/'data'/'_info'/f'{subset}_synsets.tx
 
 IMAGENET = {s: (n,) for s, n in zip(_synsets('imagenet'), open_clip.IMAGENET_CLASSNAMES, strict=True)}  # synset -> CLIP's name
 
-# %% ../nbs/evals/25_datasets.ipynb #8a52fa99
+# %% ../nbs/evals/25_datasets.ipynb #cabe29ce
 class Found(NamedTuple):
     "What a reader found."
     images: Any        # images[i][0] is a PIL image
@@ -74,7 +73,7 @@ def torchvision_set(
         return Found(data, [shown[l] for l in labels] if shown else labels, None if said is not None else shown)
     return read
 
-# %% ../nbs/evals/25_datasets.ipynb #c3a253b6
+# %% ../nbs/evals/25_datasets.ipynb #01e24c9d
 class Files:
     "Images in files, as torchvision's data sets give them."
     def __init__(self,
@@ -100,7 +99,7 @@ def class_folders(
         return Found(Files([p for p, _ in pairs], border), [c for _, c in pairs], list(paths))
     return read
 
-# %% ../nbs/evals/25_datasets.ipynb #d6c46137
+# %% ../nbs/evals/25_datasets.ipynb #11c8ec9f
 def _from_1000(paths): return {c: p[1000:1500] for c, p in paths.items()}
 
 def _last_fifth(paths):
@@ -115,7 +114,7 @@ def _without_30(paths):
     train = {c: set(draw.choice(len(p), min(30, len(p)), replace=False).tolist()) for c, p in paths.items()}
     return {c: [f for i, f in enumerate(p) if i not in train[c]] for c, p in paths.items()}
 
-# %% ../nbs/evals/25_datasets.ipynb #071d3633
+# %% ../nbs/evals/25_datasets.ipynb #a19d59d2
 def file_list(
     pairs,  # function of the data set's folder -> list of (path, class)
 ):  # -> reader
@@ -134,7 +133,7 @@ def _sun(folder):  # lines as /a/abbey/sun_x.jpg or /b/bistro/indoor/sun_x.jpg
     lines = [l.strip() for l in (folder/'Testing_01.txt').read_text().splitlines() if l.strip()]
     return [(folder/l[1:], l[3:].rpartition('/')[0]) for l in lines]
 
-# %% ../nbs/evals/25_datasets.ipynb #c5d9a717
+# %% ../nbs/evals/25_datasets.ipynb #caad4e02
 METRICS = dict(top1='top-1', mean_per_class='mean per class')
 
 @dataclass(frozen=True)
@@ -151,11 +150,13 @@ class Benchmark:
     bytes: int = 0    # to be fetched
     metric: str = 'top1'
     def __post_init__(self):
-        if len(set(map(key, self.classes))) < max(2, len(self.classes)): raise UserError(f'the data set `{self.name}` has two classes of the same name, or one alone')
+        if len(set(map(key, self.classes))) < max(2, len(self.classes)):
+            raise UserError(f'the data set `{self.name}` has two classes of the same name, or one alone')
         if self.metric not in METRICS: raise UserError(f'unknown metric `{self.metric}`{nearest(self.metric, METRICS)} (valid: {", ".join(METRICS)})')
-        if bad := [t for t in self.templates if t.count('{}') != 1]: raise UserError(f'a template has one {{}} for the name; `{self.name}` has `{bad[0]}`')
+        if bad := [t for t in self.templates if t.count('{}') != 1]:
+            raise UserError(f'a template has one {{}} for the name; `{self.name}` has `{bad[0]}`')
 
-# %% ../nbs/evals/25_datasets.ipynb #22a3b51c
+# %% ../nbs/evals/25_datasets.ipynb #64f81e48
 def _some(found): return ', '.join(f'`{c}`' for c in found[:3]) + (f' and {len(found) - 3} more' if len(found) > 3 else '')
 
 @patch
@@ -171,143 +172,142 @@ def labels(self:Benchmark,
     else:
         on_disk = {key(c): c for c in (found.classes if found.all is None else found.all)}
         surplus, lacking = [c for k, c in on_disk.items() if k not in place], [c for c in self.classes if key(c) not in on_disk]
-        if surplus or lacking: raise UserError(f'{self.name}: its classes are not those declared' + (f'; not declared: {_some(surplus)}' if surplus else '')
-                                               + (f'; not on the disk: {_some(lacking)}' if lacking else ''))
+        wrong = [f'; {what}: {_some(which)}' for what, which in (('not declared', surplus), ('not on the disk', lacking)) if which]
+        if wrong: raise UserError(f'{self.name}: its classes are not those declared{"".join(wrong)}')
         out = [place[key(c)] for c in found.classes]
     if empty := sorted(set(range(len(place))) - set(out)): raise UserError(f'{self.name}: no image of {_some([list(self.classes)[i] for i in empty])}')
     return out
 
-# %% ../nbs/evals/25_datasets.ipynb #e5a0e2cf
-class Prepared(Source):
-    "The images of a benchmark as SLIP prepares them."
+# %% ../nbs/evals/25_datasets.ipynb #a46fa46b
+class Labelled(Source):
+    "The images of a benchmark."
     def __init__(self,
         name,       # of the benchmark
         images,     # images[i][0] is a PIL image
         labels,     # list of int
         classes,    # list of tuples of names
         templates,  # of prompts
-        size,       # side in pixels
-    ):
-        self.name, self.images, self.labels, self.classes, self.templates = name, images, labels, classes, templates
-        self.view = LibraryView(Compose([v2.Resize(size, InterpolationMode.BILINEAR), v2.CenterCrop(size)]))
+    ): self.name, self.images, self.labels, self.classes, self.templates = name, images, labels, classes, templates
     def __len__(self): return len(self.labels)
     def read(self, i):
         try: image = TF.pil_to_tensor(self.images[i][0].convert('RGB'))
         except Exception as e: raise BadSample('image', f'{self.name} {i} ({type(e).__name__})')  # decoders fail in very many ways
-        return dict(image=self.view(image), captions=[], label=self.labels[i], name=f'{self.name} {i}')
+        return dict(image=image, captions=[], label=self.labels[i], name=f'{self.name} {i}')
 
-# %% ../nbs/evals/25_datasets.ipynb #38e78222
 @patch
 def open(self:Benchmark,
     root,  # folder of the data sets
-    size,  # side of the images in pixels
-):  # -> Prepared
+):  # -> Labelled
     "The images with their labels; raises `UserError` where folder or classes are not as declared."
     where = Path(root)/self.folder
     try: found = self.read(Path(root), self.folder)
-    except ModuleNotFoundError as e: raise UserError(f'{self.name} is read with {(lib := e.name.partition(".")[0])}, which is not installed: pip install {lib}')
+    except ModuleNotFoundError as e:
+        library = e.name.partition('.')[0]
+        raise UserError(f'{self.name} is read with {library}, which is not installed: pip install {library}')
     except Exception as e:
         why = str(e).partition(' You can use')[0]  # download=True, says torchvision
         raise UserError(f'{self.name}: `{where}` could not be read as its authors lay it out: {type(e).__name__}: {why}')
-    return Prepared(self.name, found.images, self.labels(found), list(self.classes.values()), self.templates, size)
+    return Labelled(self.name, found.images, self.labels(found), list(self.classes.values()), self.templates)
 
-# %% ../nbs/evals/25_datasets.ipynb #2741aeb7
+# %% ../nbs/evals/25_datasets.ipynb #53003ca1
+def prompts(
+    text,  # 'art of [a|the] {}.; a plushie {}.'
+):  # -> tuple of templates
+    "Prompts with every choice of the words in brackets."
+    choices = [re.split(r'\[(.*?)\]', form) for form in text.split(';')]  # every second part is one in brackets
+    chosen = [''.join(words) for parts in choices for words in product(*(p.split('|') if i % 2 else [p] for i, p in enumerate(parts)))]
+    return tuple(' '.join(p.split()) for p in chosen)
+
 BENCHMARKS = Registry('data set')
 
 def declare(
     name,      # of the data set
     folder,    # below the root
     read,      # reader
-    templates, # list of prompts with {}
+    templates, # as `prompts` takes them, or a list
     classes=None,  # as `names` gives them; None: those that ship under this name
     **kwargs,  # n, split, origin, bytes, metric
 ):  # -> Benchmark
     "Declare a data set, so that suites find it by its name."
-    BENCHMARKS[name] = Benchmark(name, folder, read, tuple(templates), listed(name) if classes is None else classes, **kwargs)
+    templates = prompts(templates) if isinstance(templates, str) else tuple(templates)
+    BENCHMARKS[name] = Benchmark(name, folder, read, templates, listed(name) if classes is None else classes, **kwargs)
     return BENCHMARKS[name]
 
-def _each(articles, forms):  # 'a, the' and 'photo of @ {}; ...' -> list of templates, @ replaced by each article
-    return [form.strip().replace('@', a.strip()).replace('  ', ' ') for a in articles.split(',') for form in forms.split(';')]
+# %% ../nbs/evals/25_datasets.ipynb #0374bc38
+_PHOTOS = 'a [|blurry |black and white |low contrast |high contrast |bad |good ]photo of [a|the] {}.; a photo of [a|the] [small|big] {}.'
 
-# %% ../nbs/evals/25_datasets.ipynb #e15cb4e5
-_PHOTOS = _each('a, the', """a photo of @ {}.; a blurry photo of @ {}.; a black and white photo of @ {}.; a low contrast photo of @ {}.;
-    a high contrast photo of @ {}.; a bad photo of @ {}.; a good photo of @ {}.; a photo of @ small {}.; a photo of @ big {}.""")
-_OBJECTS = _each('a, the', """a photo of @ {}.; a painting of @ {}.; @ plastic {}.; a sculpture of @ {}.; a sketch of @ {}.; a tattoo of @ {}.; @ toy {}.;
-    a rendition of @ {}.; @ embroidered {}.; @ cartoon {}.; @ {} in a video game.; @ plushie {}.; @ origami {}.; art of @ {}.; graffiti of @ {}.;
-    a drawing of @ {}.; a doodle of @ {}.""")
-
-declare('food101', 'food-101', torchvision_set(tv.Food101, split='test'), ['a photo of {}, a type of food.'],
+declare('food101', 'food-101', torchvision_set(tv.Food101, split='test'), 'a photo of {}, a type of food.',
         n=25_250, split='test', origin='data.vision.ee.ethz.ch/cvl/food-101.tar.gz', bytes=4_996_278_331)
 declare('cifar10', 'cifar-10-batches-py', torchvision_set(tv.CIFAR10, train=False), _PHOTOS,
         n=10_000, split='test', origin='www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz', bytes=170_498_071)
 declare('cifar100', 'cifar-100-python', torchvision_set(tv.CIFAR100, train=False), _PHOTOS,
         n=10_000, split='test', origin='www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz', bytes=169_001_437)
-declare('stl10', 'stl10_binary', torchvision_set(tv.STL10, split='test'), _each('a, the', 'a photo of @ {}.'),
-        n=8_000, split='test', origin='ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz', bytes=2_640_397_119)
-declare('caltech101', 'caltech101/101_ObjectCategories', class_folders(_without_30), _OBJECTS, metric='mean_per_class',
-        n=6_084, split='all but 30 images a class, drawn from seed 0 (after VISSL), BACKGROUND_Google as a class',
-        origin='data.caltech.edu/records/mzrjq-6wc02', bytes=137_414_764)
-declare('sun397', 'SUN397', file_list(_sun), _each('a, the', 'a photo of @ {}.'),
-        n=19_850, split='official partition Testing_01 (that of VISSL cannot be reproduced)',
-        origin='vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz and Partitions.zip', bytes=39_077_296_924);
-
-# %% ../nbs/evals/25_datasets.ipynb #c76432fe
-declare('cub200', 'CUB_200_2011', file_list(_cub), ['a photo of a {}, a type of bird.'],
+declare('cub200', 'CUB_200_2011', file_list(_cub), 'a photo of a {}, a type of bird.',
         n=5_794, split='test', origin='data.caltech.edu/records/65de6-vp158', bytes=1_150_585_339)
+declare('sun397', 'SUN397', file_list(_sun), 'a photo of [a|the] {}.',
+        n=19_850, split='official partition Testing_01 (that of VISSL cannot be reproduced)',
+        origin='vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz and Partitions.zip', bytes=39_077_296_924)
 declare('cars', 'stanford_cars', torchvision_set(tv.StanfordCars, split='test'),
-        [f'a photo of {w} {{}}.' for w in ('a', 'the', 'my', 'my dirty', 'my clean', 'my new', 'my old')] + ['i love my {}!'],
-        n=8_041, split='test', origin='ai.stanford.edu/~jkrause/cars/car_dataset.html (cars_test, devkit, annotations with labels)', bytes=977_867_186)
-declare('aircraft', 'fgvc-aircraft-2013b', torchvision_set(tv.FGVCAircraft, split='test'), _each('a, the', 'a photo of @ {}, a type of aircraft.'),
+        'a photo of [a|the|my|my dirty|my clean|my new|my old] {}.; i love my {}!', n=8_041, split='test',
+        origin='ai.stanford.edu/~jkrause/cars/car_dataset.html (cars_test, devkit, test annotations with labels)', bytes=977_867_186)
+declare('aircraft', 'fgvc-aircraft-2013b', torchvision_set(tv.FGVCAircraft, split='test'), 'a photo of [a|the] {}, a type of aircraft.',
         metric='mean_per_class', n=3_333, split='test, variants',
         origin='www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz', bytes=2_753_340_328)
-declare('pets', 'oxford-iiit-pet', torchvision_set(tv.OxfordIIITPet, split='test'), ['a photo of a {}, a type of pet.'], metric='mean_per_class',
-        n=3_669, split='test', origin='www.robots.ox.ac.uk/~vgg/data/pets (images.tar.gz, annotations.tar.gz)', bytes=811_092_049)
-declare('flowers', 'flowers-102', torchvision_set(tv.Flowers102, split='test'), ['a photo of a {}, a type of flower.'], metric='mean_per_class',
-        n=6_149, split='test', origin='www.robots.ox.ac.uk/~vgg/data/flowers/102 (102flowers.tgz, imagelabels.mat, setid.mat)', bytes=344_878_000)
-declare('dtd', 'dtd/dtd', torchvision_set(tv.DTD, split='test'), _each('a, the', ';'.join(f'a photo of @ {{}} {w}.' for w in 'texture pattern thing object'.split())),
-        n=1_880, split='test1', origin='www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz', bytes=625_239_812);
+declare('dtd', 'dtd/dtd', torchvision_set(tv.DTD, split='test'), 'a photo of [a|the] {} [texture|pattern|thing|object].',
+        n=1_880, split='test1', origin='www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz', bytes=625_239_812)
+declare('pets', 'oxford-iiit-pet', torchvision_set(tv.OxfordIIITPet, split='test'), 'a photo of a {}, a type of pet.',
+        metric='mean_per_class', n=3_669, split='test', origin='www.robots.ox.ac.uk/~vgg/data/pets (images, annotations)', bytes=811_092_049)
+declare('caltech101', 'caltech101/101_ObjectCategories', class_folders(_without_30),
+        'a [photo|painting|sculpture|sketch|tattoo|rendition|drawing|doodle] of [a|the] {}.; [art|graffiti] of [a|the] {}.;'
+        '[a|the] [plastic|toy|embroidered|cartoon|plushie|origami] {}.; [a|the] {} in a video game.',
+        metric='mean_per_class', n=6_084, split='all but 30 images a class, drawn from seed 0 (after VISSL), BACKGROUND_Google as a class',
+        origin='data.caltech.edu/records/mzrjq-6wc02', bytes=137_414_764)
+declare('flowers', 'flowers-102', torchvision_set(tv.Flowers102, split='test'), 'a photo of a {}, a type of flower.',
+        metric='mean_per_class', n=6_149, split='test',
+        origin='www.robots.ox.ac.uk/~vgg/data/flowers/102 (102flowers.tgz, imagelabels.mat, setid.mat)', bytes=344_878_000);
 
-# %% ../nbs/evals/25_datasets.ipynb #b895070f
+# %% ../nbs/evals/25_datasets.ipynb #81ae0316
 _FACES = ('angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neutral')  # in the order of the table's numbers
 
-declare('mnist', 'MNIST/raw', torchvision_set(tv.MNIST, said=(), train=False), ['a photo of the number: "{}".'],
-        n=10_000, split='test', origin='ossci-datasets.s3.amazonaws.com/mnist (t10k-*)', bytes=1_653_419)
-declare('fer2013', 'fer2013', torchvision_set(tv.FER2013, said=_FACES, split='test'),
-        ['a photo of a {} looking face.', 'a photo of a face showing the emotion: {}.', 'a photo of a face looking {}.', 'a face that looks {}.',
-         'they look {}.', 'look at how {} they are.'],
-        n=7_178, split='public and private test', origin='www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge (fer2013.csv)',
-        bytes=301_072_766)
-declare('gtsrb', 'gtsrb/GTSRB', torchvision_set(tv.GTSRB, said=(), split='test'), [f'a {w} photo of a "{{}}" traffic sign.' for w in ('zoomed in', 'centered', 'close up')],
-        n=12_630, split='test', origin='sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370 (Final_Test_Images, Final_Test_GT)', bytes=89_078_240)
+def _faces(root, folder):  # torchvision reads the table; SLIP had the same images in folders
+    in_folders = (root/folder/'test').is_dir()
+    return class_folders()(root, f'{folder}/test') if in_folders else torchvision_set(tv.FER2013, said=_FACES, split='test')(root, folder)
+
+declare('mnist', 'MNIST/raw', torchvision_set(tv.MNIST, said=(), train=False), 'a photo of the number: "{}".',
+        n=10_000, split='test', origin='ossci-datasets.s3.amazonaws.com/mnist', bytes=11_594_722)
+declare('fer2013', 'fer2013', _faces, 'a photo of a {} looking face.; a photo of a face [showing the emotion:|looking] {}.;'
+        'a face that looks {}.; they look {}.; look at how {} they are.', n=7_178, split='public and private test',
+        origin='www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge', bytes=301_072_766)
+declare('stl10', 'stl10_binary', torchvision_set(tv.STL10, split='test'), 'a photo of [a|the] {}.',
+        n=8_000, split='test', origin='ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz', bytes=2_640_397_119)
+declare('eurosat', 'eurosat/2750', class_folders(_from_1000), 'a centered satellite photo of [|a |the ]{}.',
+        n=5_000, split='files 1000 to 1500 of each class, sorted by name (after VISSL)', origin='madm.dfki.de/files/sentinel/EuroSAT.zip', bytes=94_280_567)
+declare('resisc45', 'NWPU-RESISC45', class_folders(_last_fifth), '[satellite|aerial] [imagery|photo|view] of [|a |the ]{}.',
+        n=6_300, split='a fifth of each class, shuffled from seed 42 (after VISSL)',
+        origin='huggingface.co/datasets/torchgeo/resisc45 (NWPU-RESISC45.zip)', bytes=427_389_445)
+declare('gtsrb', 'gtsrb/GTSRB', torchvision_set(tv.GTSRB, said=(), split='test'), 'a [zoomed in|centered|close up] photo of a "{}" traffic sign.',
+        n=12_630, split='test', bytes=89_078_240,
+        origin='sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370 (Final_Test_Images, Final_Test_GT)')
 declare('country211', 'country211', torchvision_set(tv.Country211, split='test'),
-        ['a photo i took in {}.', 'a photo i took while visiting {}.', 'a photo from my home country of {}.', 'a photo from my visit to {}.',
-         'a photo showing the country of {}.'],
+        'a photo i took [in|while visiting] {}.; a photo from my [home country of|visit to] {}.; a photo showing the country of {}.',
         n=21_100, split='test', origin='openaipublic.azureedge.net/clip/data/country211.tgz', bytes=11_000_000_000)
-declare('clevr', 'clevr/CLEVR_v1.0', torchvision_set(tv.CLEVRClassification, said=[str(i) for i in range(11)], split='val'), ['a photo of {} objects.'],
-        n=15_000, split='val, number of objects', origin='dl.fbaipublicfiles.com/clevr/CLEVR_v1.0.zip', bytes=19_021_600_724)
-declare('sst2', 'rendered-sst2', torchvision_set(tv.RenderedSST2, split='test'), ['a {} review of a movie.'],
+declare('clevr', 'clevr/CLEVR_v1.0', torchvision_set(tv.CLEVRClassification, said=[str(i) for i in range(11)], split='val'),
+        'a photo of {} objects.', n=15_000, split='val, number of objects', origin='dl.fbaipublicfiles.com/clevr/CLEVR_v1.0.zip', bytes=19_021_600_724)
+declare('sst2', 'rendered-sst2', torchvision_set(tv.RenderedSST2, split='test'), 'a {} review of a movie.',
         n=1_821, split='test', origin='openaipublic.azureedge.net/clip/data/rendered-sst2.tgz', bytes=130_000_000);
 
-# %% ../nbs/evals/25_datasets.ipynb #b0d077af
-declare('eurosat', 'eurosat/2750', class_folders(_from_1000), _each(',a,the', 'a centered satellite photo of @ {}.'),
-        n=5_000, split='files 1000 to 1500 of each class, sorted by name (after VISSL)', origin='madm.dfki.de/files/sentinel/EuroSAT.zip', bytes=94_280_567)
-declare('resisc45', 'NWPU-RESISC45', class_folders(_last_fifth),
-        _each(',a,the', ';'.join(f'{w} of @ {{}}.' for w in ('satellite imagery', 'aerial imagery', 'satellite photo', 'aerial photo', 'satellite view', 'aerial view'))),
-        n=6_300, split='a fifth of each class, shuffled from seed 42 (after VISSL)',
-        origin='huggingface.co/datasets/torchgeo/resisc45 (NWPU-RESISC45.zip)', bytes=427_389_445);
-
-# %% ../nbs/evals/25_datasets.ipynb #e2a26380
-SEVEN = ['itap of a {}.', 'a bad photo of the {}.', 'a origami {}.', 'a photo of the large {}.', 'a {} in a video game.', 'art of the {}.', 'a photo of the small {}.']
+# %% ../nbs/evals/25_datasets.ipynb #a3ab0b8c
+SEVEN = prompts('itap of a {}.; a bad photo of the {}.; a origami {}.; a photo of the [large|small] {}.; a {} in a video game.; art of the {}.')
 _SUBSETS = {s: {c: IMAGENET[c] for c in _synsets(f'imagenet_{s}')} for s in 'ar'}
 
 declare('imagenet', 'imagenet/val', class_folders(), SEVEN, IMAGENET, n=50_000, split='val, in a folder for each synset',
         origin='image-net.org (ILSVRC2012_img_val.tar)', bytes=6_744_924_160)
 declare('imagenet-v2', 'imagenetv2-matched-frequency-format-val', class_folders(), SEVEN, {str(i): n for i, n in enumerate(IMAGENET.values())},
-        n=10_000, split='matched frequency', origin='huggingface.co/datasets/vaishaal/ImageNetV2 (imagenetv2-matched-frequency.tar.gz)', bytes=1_264_079_360)
-declare('imagenet-sketch', 'imagenet-sketch', class_folders(), SEVEN, IMAGENET, n=50_889, origin='github.com/HaohanWang/ImageNet-Sketch', bytes=7_593_573_012)
+        n=10_000, split='matched frequency', origin='huggingface.co/datasets/vaishaal/ImageNetV2', bytes=1_264_079_360)
+declare('imagenet-sketch', 'sketch', class_folders(), SEVEN, IMAGENET, n=50_889, origin='github.com/HaohanWang/ImageNet-Sketch', bytes=7_593_573_012)
 declare('imagenet-a', 'imagenet-a', class_folders(), SEVEN, _SUBSETS['a'], n=7_500,
         origin='people.eecs.berkeley.edu/~hendrycks/imagenet-a.tar', bytes=687_552_512)
 declare('imagenet-r', 'imagenet-r', class_folders(), SEVEN, _SUBSETS['r'], n=30_000,
         origin='people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar', bytes=2_191_079_936)
 declare('objectnet', 'objectnet-1.0/images', class_folders(only=listed('objectnet'), border=2), SEVEN, n=18_574,
-        split='the 113 classes that are ImageNet\'s too, border cut off', origin='objectnet.dev (objectnet-1.0.zip)', bytes=203_000_000_000);
+        split='the 113 classes that are also of ImageNet, border cut off', origin='objectnet.dev (objectnet-1.0.zip)', bytes=190_000_000_000);

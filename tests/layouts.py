@@ -172,8 +172,8 @@ def resisc45(root):
 @layout
 def imagenet(root): folders(root/'imagenet'/'val', classes('imagenet'))
 
-for name, folder in (('imagenet-v2', 'imagenetv2-matched-frequency-format-val'), ('imagenet-sketch', 'imagenet-sketch'), ('imagenet-a', 'imagenet-a'),
-                     ('imagenet-r', 'imagenet-r')):
+for name, folder in (('imagenet-v2', 'imagenetv2-matched-frequency-format-val'), ('imagenet-sketch', 'sketch'),
+                     ('imagenet-a', 'imagenet-a'), ('imagenet-r', 'imagenet-r')):
     LAYOUTS[name] = lambda root, name=name, folder=folder: folders(root/folder, classes(name))
 
 @layout

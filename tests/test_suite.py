@@ -1,16 +1,16 @@
 """The zero-shot suites on made images in the layouts of all real data sets, and as commands."""
-import json, os, subprocess, sys
+import json, os, pickle, subprocess, sys
 from pathlib import Path
 
 import open_clip
 import pytest
 from torchvision.datasets import cifar, fer2013, flowers102, stl10
-from layouts import LAYOUTS, grey
+from layouts import LAYOUTS, grey, png, write
 from rils_nb import commands
 from rils_nb.config import Config
 from rils_nb.core import UserError, read_jsonl
 from rils_nb.datasets import BENCHMARKS
-from rils_nb.evals.suite import PAPER, SUITES
+from rils_nb.evals.suite import PAPER, SUITES, Prepared
 from rils_nb.methods import make
 from rils_nb.runs import save
 
@@ -32,8 +32,8 @@ def test_each_image_has_its_class(name, tmp_path):
     b = BENCHMARKS[name]
     assert (tmp_path/b.folder).exists()
     before = sorted(tmp_path.rglob('*'))
-    source = b.open(tmp_path, 8)
-    assert len(source) == IMAGES.get(name, len(b.classes)) and set(source.labels) == set(range(len(b.classes)))
+    source = pickle.loads(pickle.dumps(Prepared(b.open(tmp_path), 8)))  # as workers get it
+    assert len(source) == IMAGES.get(name, len(b.classes)) and set(source.source.labels) == set(range(len(b.classes)))
     for i in range(0, len(source), 1 + len(source) // 100):
         sample = source.read(i)
         assert sample['image'].shape == (3, 8, 8) and sample['image'].unique().tolist() == [grey(sample['label'])], i
@@ -78,8 +78,8 @@ def test_ten_of_twenty_one(model, root, tmp_path, monkeypatch, capsys):
     for line, row in zip(lines, out[at + 1:]):
         b, figures, options = BENCHMARKS[line['task'].partition('-')[2]], line['metrics'], line['options']
         assert (figures['n'], figures['unreadable']) == (IMAGES.get(b.name, len(b.classes)), 0) and f'{100 * figures[b.metric]:.1f}' in row.split()
-        assert options == dict(split=b.split, metric=b.metric, templates=list(b.templates), classes=len(b.classes), images=b.n, unreadable=0,
-                               preprocessing='shorter side to 32 bilinear, centre crop')
+        assert options == dict(split=b.split, metric=b.metric, templates=list(b.templates), classes=len(b.classes), images=b.n,
+                               preprocessing='shorter side to the size of the model, bilinear, centre crop')
         assert figures[f'{b.metric}_chance'] == pytest.approx(1 / len(b.classes))
 
 @pytest.mark.parametrize('model', ['{root}/mae', 'timm:rils_tiny_patch8_32'])
@@ -99,14 +99,20 @@ def spoil_bytes(root): (root/'stl10_binary'/'test_y.bin').unlink()
 def test_what_is_not_as_declared(name, spoil, words, tmp_path):
     LAYOUTS[name](tmp_path)
     spoil(tmp_path)
-    with pytest.raises(UserError) as e: BENCHMARKS[name].open(tmp_path, 8)
+    with pytest.raises(UserError) as e: BENCHMARKS[name].open(tmp_path)
     assert words in str(e.value) and str(e.value).startswith(f'{name}: ') and 'download=True' not in str(e.value)
+
+def test_faces_in_folders(tmp_path):
+    "As SLIP had them, and in the order of the alphabet."
+    for k, c in enumerate(BENCHMARKS['fer2013'].classes): write(tmp_path/'fer2013'/'test'/c/'1.png', png(k))
+    source = BENCHMARKS['fer2013'].open(tmp_path)
+    assert [source.read(i)['image'].unique().tolist() for i in range(7)] == [[grey(k)] for k in source.labels] and source.labels != sorted(source.labels)
 
 def test_scipy_is_asked_for_by_its_name(tmp_path, monkeypatch):
     for module in ('scipy', 'scipy.io'): monkeypatch.setitem(sys.modules, module, None)
     (tmp_path/'flowers-102'/'jpg').mkdir(parents=True)
     for f in ('imagelabels.mat', 'setid.mat'): (tmp_path/'flowers-102'/f).touch()
-    with pytest.raises(UserError, match='flowers is read with scipy.*pip install scipy'): BENCHMARKS['flowers'].open(tmp_path, 8)
+    with pytest.raises(UserError, match='flowers is read with scipy.*pip install scipy'): BENCHMARKS['flowers'].open(tmp_path)
 
 def test_the_names_travel_with_the_package(tmp_path):
     out = subprocess.run([sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(tmp_path)], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
