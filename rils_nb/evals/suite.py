@@ -116,7 +116,8 @@ def results(
     if not NEEDS['text'][0](model, None): raise UserError(NEEDS['text'][1].format(model=name_of(model), task='a zero-shot suite'))
     size = model.image_size
     plain = torch.arange(3 * size * size).view(3, size, size).remainder(251).byte()
-    if not torch.equal(view_of(model, plain), plain): raise UserError(f'`{name_of(model)}` changes images of its own size, so SLIP\'s preparation cannot be had')
+    if not torch.equal(view_of(model, plain), plain):
+        raise UserError(f'`{name_of(model)}` changes images of its own size, so they cannot be prepared as SLIP does it')
     opened = {n: Prepared(BENCHMARKS[n].open(root), size) for n in names}
     for name, source in opened.items(): yield name, *_result(model, source, BENCHMARKS[name], config)
 
