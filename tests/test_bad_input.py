@@ -39,6 +39,10 @@ def there(tmp_path_factory):
     (d/'classes.txt').write_text('only one\n')
     (d/'out-000000.tar').write_bytes(b'kept')
     (d/'nothing').mkdir()
+    for folder in ('rendered-sst2/test/negative', 'rendered-sst2/test/positive', 'eurosat/2750/Forest', 'eurosat/2750/Fields'):
+        (d/folder).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(d/folder/'a.png')
+    (d/'NWPU-RESISC45').mkdir()
     return d
 
 CASES = [
@@ -106,6 +110,17 @@ CASES = [
     ('rils-eval {d}/mae --tasks zeroshot', '`mae` has no text tower, so zeroshot is undefined; use probe'),
     ('rils-eval {d}/good --class_names {d}/classes.txt', 'class'),
     ('rils-eval {d}/good --taks probe', 'did you mean `--tasks`?'),
+    ('rils-eval {d}/good --suite zeroshot12 --root {d}', 'did you mean `zeroshot21`?'),
+    ('rils-eval {d}/good --suite sst2,food --root {d}', 'did you mean `food101`?'),
+    ('rils-eval {d}/good --suite zeroshot21', 'needs --root DIR'),
+    ('rils-eval {d}/good --suite zeroshot21 --root {d}/nowhere', 'needs --root DIR'),
+    ('rils-eval {d}/good --suite zeroshot21 --root {d}/nothing', 'no data set of `zeroshot21` is in'),
+    ('rils-eval {d}/good --root {d}', 'give --suite too'),
+    ('rils-eval {d}/good --suite sst2 --root {d} --tasks probe', 'leave out --tasks'),
+    ('rils-eval {d}/good --suite sst2 --root {d} --templates {d}/classes.txt', 'leave out --templates'),
+    ('rils-eval {d}/mae --suite sst2 --root {d}', 'no text tower'),
+    ('rils-eval {d}/good --suite sst2,eurosat --root {d}', 'not declared: `Fields`; not on the disk: `AnnualCrop`'),
+    ('rils-eval {d}/good --suite resisc45 --root {d}', 'its classes are not those declared'),
     ('rils-eval timm:vit_basee_patch16_224', 'did you mean'),
     ('rils-eval open_clip:ViT-B-166', 'did you mean'),
     ('rils-data pack {d}/pairs.csv {d}/out', 'exist already'),
