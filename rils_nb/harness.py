@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/harness.html.md"""
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'EVALS', 'NEEDS', 'task', 'hit', 'won', 'missing', 'import_tasks', 'choose', 'options', 'run_tasks',
-           'record', 'table', 'bounds', 'where', 'on_device', 'evaluate_command', 'evaluate']
+           'record', 'table', 'bounds', 'where', 'on_device', 'launched', 'evaluate_command', 'evaluate']
 
 # %% ../nbs/19_harness.ipynb #7930f8f8
 import importlib, inspect, os, pkgutil, re
@@ -202,7 +202,7 @@ def on_device(
 
 # %% ../nbs/19_harness.ipynb #a7d3e784
 @contextmanager
-def _launched(device):  # cpu, cuda, ... or empty -> where this process computes
+def launched(device):  # cpu, cuda, ... or empty; the block gets where this process computes
     "Join the other processes that `accelerate launch` started, if it did."
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         yield device
@@ -218,7 +218,7 @@ def evaluate_command(
 ):  # -> dict of results
     "What `rils-eval` does: evaluate a model, print the table and append the lines; several processes do it together."
     import_tasks()
-    with _launched(a.get('device', '')) as device:
+    with launched(a.get('device', '')) as device:
         model = load_model(a['model'])
         config = bounds(model, a)
         data = config.eval_data or 'scenes:split=val'

@@ -18,7 +18,8 @@ from ..core import Registry, UserError, nearest
 from ..datasets import BENCHMARKS, METRICS
 from .zeroshot import zeroshot
 from ..features import features, sharing
-from ..harness import NEEDS, bounds, on_device, record, where
+from ..harness import NEEDS, bounds, launched, on_device, record, where
+from ..processes import world
 from ..libraries import LibraryView, load_model, name_of, view_of
 from ..readers import Source
 
@@ -191,13 +192,14 @@ def suite_command(
     if not there:
         raise UserError(f'no data set of `{a["suite"]}` is in `{root}`: {suite.names[0]}, for example, is looked for as '
                         f'`{Path(root)/BENCHMARKS[suite.names[0]].folder}`, and comes from {BENCHMARKS[suite.names[0]].origin}')
-    model = on_device(load_model(a['model']), a.get('device'))
-    config, (step, path), done = replace(bounds(model, a), eval_samples=a.get('n', 0)), where(a['model']), {}
-    for name, figures, protocol in results(model, there, root, config):
-        if not done: print(header())
-        print(row(name, figures), flush=True)
-        done[name] = figures
-        if path := a.get('out') or path:
-            record(path, model, str(Path(root)/BENCHMARKS[name].folder), {f'zeroshot-{name}/{k}': v for k, v in figures.items()}, step, **protocol)
-    print(footer(suite, done), *filter(None, [missing([n for n in suite.names if n not in there], root)]), sep='\n')
+    with launched(a.get('device', '')) as device:
+        model = on_device(load_model(a['model']), device)
+        config, (step, path), done = replace(bounds(model, a), eval_samples=a.get('n', 0)), where(a['model']), {}
+        for name, figures, protocol in results(model, there, root, config):
+            if not done: print(header())
+            print(row(name, figures), flush=True)
+            done[name] = figures
+            if (path := a.get('out') or path) and world()[0] == 0:
+                record(path, model, str(Path(root)/BENCHMARKS[name].folder), {f'zeroshot-{name}/{k}': v for k, v in figures.items()}, step, **protocol)
+        print(footer(suite, done), *filter(None, [missing([n for n in suite.names if n not in there], root)]), sep='\n')
     return done
