@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/pictures.html.md"""
 
 # %% auto #0
 __all__ = ['STOP', 'PICTURES', 'some', 'caption_words', 'words_of', 'queries_of', 'shows_much', 'picture', 'learned', 'clearest',
-           'language_picture', 'reconstruction', 'pixel_picture', 'neighbour_picture']
+           'shown_words', 'language_picture', 'reconstruction', 'pixel_picture', 'neighbour_picture']
 
 # %% ../nbs/18_pictures.ipynb #facca26a
 import math, re
@@ -52,12 +52,15 @@ def caption_words(sample):  # -> Counter: word -> number of captions that hold i
 def words_of(
     source,   # any reader
     samples,  # list of samples that are shown
-):  # -> dict: word -> texts that stand for it; for each sample the list of words to look for
-    "The words of these captions and the ten that are most frequent in all; or the first ten classes."
-    frequent = [w for w, _ in sum(map(caption_words, some(source, 300, among=300)), Counter()).most_common(10)]
-    words = list(dict.fromkeys([w for s in samples for w in caption_words(s)] + frequent)) or list(getattr(source, 'classes', None) or [])[:10] or queries_of(source)
+):  # -> dict: word -> texts that stand for it; for each sample the list of its own words, or None: any
+    "The words of these captions; where there are none, the ten most frequent of all, or the first ten classes."
+    own = [list(caption_words(s)) for s in samples]
+    if all(own): words = list(dict.fromkeys(w for o in own for w in o))
+    else:
+        frequent = sum(map(caption_words, some(source, 300, among=300)), Counter()).most_common(10)
+        words, own = [w for w, _ in frequent] or list(getattr(source, 'classes', None) or [])[:10] or queries_of(source), None
     if not words: raise UserError('the data has neither captions nor classes: there are no words to show')
-    return {w: [w, f'a {w}'] for w in words}, [list(caption_words(s)) or words for s in samples]
+    return {w: [w, f'a {w}'] for w in words}, own
 
 @singledispatch
 def queries_of(source):  # -> list of texts
@@ -71,7 +74,7 @@ def shows_much(source):  # -> function of an index
     return lambda i: True
 
 @words_of.register
-def _(source: Scenes, samples): return {c: [f'a {c} {s}' for s in SHAPES] for c in COLOURS}, [list(COLOURS)] * len(samples)
+def _(source: Scenes, samples): return {c: [f'a {c} {s}' for s in SHAPES] for c in COLOURS}, None
 
 @queries_of.register
 def _(source: Scenes): return ['a yellow star', 'a large green ring on a white background', 'a red circle left of a blue square']
@@ -106,13 +109,20 @@ def learned(
 # %% ../nbs/18_pictures.ipynb #ee281871
 def _text(model): return getattr(model, 'encode_text', None) is not None and getattr(model, 'encode_tokens', None) is not None
 
-def clearest(
-    p,    # (h,w,W) probabilities of words
-    own,  # numbers of the words to choose from
-):  # -> list of two words' numbers, or of one
+def _surest(p):  # (h,w,W) -> (W,), how sure each word is in the sixteenth of the image where it is surest
+    return p.flatten(0, 1).topk(max(1, p[..., 0].numel() // 16), dim=0).values.mean(0)
+
+def clearest(p):  # (h,w,W) probabilities of words -> list of two words' numbers
     "The words that are surest somewhere in an image, the one that covers more first."
-    sure = p.flatten(0, 1).topk(max(1, p[..., 0].numel() // 16), dim=0).values.mean(0)                    # in the surest sixteenth
-    return sorted(sorted(own, key=lambda k: -sure[k])[:2], key=lambda k: -p[..., k].sum())
+    return sorted(_surest(p).topk(min(2, p.shape[-1])).indices.tolist(), key=lambda k: -p[..., k].sum())
+
+def shown_words(
+    p,    # (B,h,w,W) probabilities of words
+    own,  # for each image the numbers of its own words; None: any
+):  # -> for each image the numbers of the words that are shown with it
+    "Two words of each image, or one of each that all are shown with."
+    if own is None: return [clearest(m) for m in p]
+    return [list(dict.fromkeys(max(o, key=_surest(m).tolist().__getitem__) for m, o in zip(p, own)))] * len(p)
 
 @picture('words', _text)
 @styled
@@ -127,12 +137,14 @@ def language_picture(
     images, (words, own) = torch.stack([view_of(model, s['image']) for s in samples]), words_of(source, samples)
     p = (fine_features(model, images) @ word_features(model, words).T / 0.04).softmax(-1)                 # (B,h,w,W), Eq. 8
     names, colours = list(words), word_colours(list(words))
-    fig = plt.figure(figsize=(9.6, 4.4))
-    left, right = fig.subfigures(1, 2, width_ratios=[3.9, 5.7])
-    for row, x, m, mine in zip(left.subplots(len(images), 3, squeeze=False), images, p, own):
+    asked = shown_words(p, own and [[names.index(w) for w in o] for o in own])
+    p, cols = p / p.amax((0, 1, 2)), 1 + max(map(len, asked))
+    fig = plt.figure(figsize=(5.7 + 1.3 * cols, 4.4))
+    left, right = fig.subfigures(1, 2, width_ratios=[1.3 * cols, 5.7])
+    for row, x, m, mine in zip(left.subplots(len(images), cols, squeeze=False), images, p, asked):
         panel(row[0], x)
         for ax in row[1:]: ax.axis('off')
-        for ax, k in zip(row[1:], clearest(m, [names.index(w) for w in mine])): word_map(ax, m[..., k], names[k], colours[k], x)
+        for ax, k in zip(row[1:], mine): word_map(ax, m[..., k], names[k], colours[k], x)
     for row, q, hits in zip(right.subplots(len(queries), n, squeeze=False), queries, search(model, source, queries, n)): gallery_row(row, source, q, hits)
     left.suptitle('Where is which word?')
     right.suptitle(f'What a search finds among {min(len(source), 2000)} images')
