@@ -72,14 +72,15 @@ def data():
 # %% ../nbs/50_commands.ipynb #ff301e8a
 def task_options():  # -> dict: option -> (default, help)
     "The options of all evaluations of this package, read from their source."
-    found = {}
+    found, of = {}, {}
     for path in sorted((Path(importlib.util.find_spec('rils_nb').submodule_search_locations[0])/'evals').glob('*.py')):
         source = path.read_text(encoding='utf-8')
         for f in ast.parse(source).body:
             names = [d.args[0].value for d in getattr(f, 'decorator_list', []) if isinstance(d, ast.Call) and getattr(d.func, 'id', '') == 'task']
             for arg, default in zip(f.args.kwonlyargs, f.args.kw_defaults) if names else ():
                 comment = source.splitlines()[default.end_lineno - 1].partition('#')[2].strip()
-                found[arg.arg] = ast.literal_eval(default), f'{comment} [{names[0]}]'
+                of.setdefault(arg.arg, []).append(names[0])
+                found[arg.arg] = ast.literal_eval(default), f'{comment} [{", ".join(of[arg.arg])}]'
     return found
 
 # %% ../nbs/50_commands.ipynb #5dc733e2

@@ -34,6 +34,9 @@ class Source:
     def raw(self, i):
         "Undecoded sample: image bytes, suffix, captions (anything), label or None, name."
         raise NotImplementedError
+    def about(self, i):
+        "Label or None, and name, of sample `i`; without its image, where the format allows that."
+        return self.raw(i)[3:]
     def read(self, i):
         "Sample `i` as a dict; raises `BadSample`."
         data, suffix, texts, label, name = self.raw(i)
@@ -123,6 +126,9 @@ def _check_images(self:Manifest, images):  # where nothing can be found, say so 
 
 # %% ../nbs/06_readers.ipynb #45fb9746
 @patch
+def about(self:Manifest, i): return self.label.get(self.rows[i][2]), str(self.path.parent/str(self.rows[i][0]))
+
+@patch
 def raw(self:Manifest, i):
     image, caption, label = self.rows[i]
     if i in self.surplus: raise BadSample('pair', f'{self.path} row {i + 1} has more cells than the header: a text with commas is "quoted"')
@@ -147,6 +153,7 @@ class Folder(Source):
         if not self.paths:
             raise UserError(f'no pairs in the folder `{path}`: it has {len(found)} images and none with a .txt of the same name beside it')
     def __len__(self): return len(self.paths)
+    def about(self, i): return None, str(self.paths[i])
     def raw(self, i):
         p = self.paths[i]
         return read_bytes(p), p.suffix, read_bytes(p.with_suffix('.txt')).split(b'\n'), None, str(p)
@@ -159,6 +166,7 @@ class ClassFolders(Source):
         self.paths = [(p, i) for i, c in enumerate(self.classes) for p in _images(Path(path)/c)]
         if not self.paths: raise UserError(f'no images in class folders below `{path}`')
     def __len__(self): return len(self.paths)
+    def about(self, i): return self.paths[i][1], str(self.paths[i][0])
     def raw(self, i):
         p, label = self.paths[i]
         return read_bytes(p), p.suffix, None, label, str(p)
