@@ -8,8 +8,8 @@ Docs: https://rils-nb.github.io/rils_nb/report.html.md"""
 __all__ = ['PAPER', 'WRITERS', 'read_results', 'newest', 'protocol_of', 'check_alike', 'recipe_of', 'Cell', 'Row', 'gather',
            'in_paper', 'papers', 'conditions', 'as_text', 'as_markdown', 'as_picture', 'report_command']
 
-# %% ../nbs/42_report.ipynb #cf7f206e
-import json, math, statistics
+# %% ../nbs/42_report.ipynb #1162aa02
+import json, math, statistics, textwrap
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 from .config import FREE, all_recipes
 from .core import UserError, notice, write_text
 
-# %% ../nbs/42_report.ipynb #e033adbd
+# %% ../nbs/42_report.ipynb #478c3f3d
 def _line(text):  # -> dict, or None for what is no result
     try: line = json.loads(text)
     except (ValueError, RecursionError): return None
@@ -47,7 +47,7 @@ def newest(lines):  # list of dicts of `read_results` -> list of dicts
     for l in lines: last[_run(l)] = max(last.get(_run(l), 0), l.get('step') or 0)
     return [l for l in lines if (l.get('step') or 0) == last[_run(l)]]
 
-# %% ../nbs/42_report.ipynb #892ceb04
+# %% ../nbs/42_report.ipynb #dd8e31d5
 def protocol_of(line):  # -> dict: what -> value
     "Under what conditions the figures of a line came about."
     options = dict(line['options'])
@@ -55,7 +55,9 @@ def protocol_of(line):  # -> dict: what -> value
     counts = {k: v for k, v in line['metrics'].items() if isinstance(v, int) and (k in ('n', 'classes') or k.startswith('n_'))}
     return dict(version=line['protocol']) | options | counts
 
-# %% ../nbs/42_report.ipynb #a5f55a51
+# %% ../nbs/42_report.ipynb #434c973a
+def _brief(v): return textwrap.shorten(str(v), 60, placeholder=' ...') if v != '' else 'none'  # an option may be a list of 80 prompts
+
 def _differ(p, q):  # two protocols -> names of what differs
     return [k for k in dict.fromkeys([*p, *q]) if p.get(k) != q.get(k)]
 
@@ -67,14 +69,14 @@ def check_alike(lines):  # list of dicts of `read_results`
         for a, b in combinations(runs.values(), 2):
             p, q = min(((protocol_of(x), protocol_of(y)) for x in a for y in b), key=lambda pq: len(_differ(*pq)))
             if wrong := _differ(p, q):
-                words = ', '.join(f'{k} {p.get(k, "not said")} and {q.get(k, "not said")}' for k in wrong)
+                words = ', '.join(f'{k} {_brief(p.get(k, "not said"))} and {_brief(q.get(k, "not said"))}' for k in wrong)
                 raise UserError(f'{task} of {data}: `{_name(a[0])}` and `{_name(b[0])}` were not evaluated alike ({words}), so their figures '
                                 'cannot stand in one row: evaluate both in one way')
 
 def _name(line):  # a short one: of the run folder, or of a library's model
     return Path((line['config'] or {}).get('out') or '').name or line['model']
 
-# %% ../nbs/42_report.ipynb #0e07cb86
+# %% ../nbs/42_report.ipynb #8e413b65
 def _column(line):  # equal for runs that differ in nothing but the seed
     config = line['config'] or {}
     return line['model'], line.get('step'), json.dumps({k: v for k, v in config.items() if k not in FREE | {'seed'}}, sort_keys=True)
@@ -96,7 +98,7 @@ def _labels(columns):  # dict: column -> its lines -> dict: column -> str
         out[c] = label + f' #{1 + len(out)}' * (label in out.values())
     return out
 
-# %% ../nbs/42_report.ipynb #4c2827ab
+# %% ../nbs/42_report.ipynb #de3ebee2
 @dataclass
 class Cell:
     "A figure of one model."
@@ -123,7 +125,7 @@ def _mark(row):  # the best of several; of what ends in _nats, a divergence, the
     best = (min if row.figure.partition(' ')[0].endswith('_nats') else max)(c.value for c in row.cells.values())
     for c in row.cells.values(): c.best = c.value == best
 
-# %% ../nbs/42_report.ipynb #00f270d9
+# %% ../nbs/42_report.ipynb #b173d75d
 def gather(paths):  # run folders and results.jsonl -> list of labels, list of Rows
     "The rows of a report; raises `UserError` for what was not measured alike."
     lines = newest([l for p in dict.fromkeys(map(str, paths)) for l in read_results(p)])
@@ -139,7 +141,7 @@ def gather(paths):  # run folders and results.jsonl -> list of labels, list of R
 def _rows(task, by):  # dict: protocol -> label -> run -> line; -> Rows
     particular = {k for p, q in combinations(map(json.loads, by), 2) for k in _differ(p, q)}
     for protocol, models in by.items():
-        words = ', '.join(f'{k} {v}' for k, v in json.loads(protocol).items() if k in particular)
+        words = ', '.join(f'{k} {_brief(v)}' for k, v in json.loads(protocol).items() if k in particular)
         every = [l['metrics'] for runs in models.values() for l in runs.values()]
         figures = dict.fromkeys(k for m in every for k, v in m.items() if isinstance(v, float) and not k.endswith(('_chance', '_std')))
         for figure in figures:
@@ -150,7 +152,7 @@ def _rows(task, by):  # dict: protocol -> label -> run -> line; -> Rows
             _mark(row)
             yield row
 
-# %% ../nbs/42_report.ipynb #be90bfca
+# %% ../nbs/42_report.ipynb #874411ce
 def _shots(*pairs): return {f'{k}_shot': pair for k, pair in zip((1, 2, 5, 10), pairs)}
 
 def _recall(*values): return dict(zip(('i2t_r1', 'i2t_r5', 'i2t_r10', 't2i_r1', 't2i_r5', 't2i_r10'), values))
@@ -169,7 +171,7 @@ PAPER = dict(  # task -> what its line must say, recipe -> figure -> % or (%, de
         clip_b16_l20m=_recall(41.82, 69.50, 79.34, 30.54, 57.10, 69.30), slip_b16_l20m=_recall(44.54, 72.20, 82.10, 33.26, 59.66, 71.14),
         mae_clip_b16_l20m=_recall(42.72, 70.66, 80.36, 31.40, 57.50, 69.68), rils_b16_l20m=_recall(45.06, 73.38, 83.36, 34.86, 61.36, 72.78))))
 
-# %% ../nbs/42_report.ipynb #5a0a89a3
+# %% ../nbs/42_report.ipynb #62e24dcc
 def in_paper(
     row,    # Row
     recipe, # name
@@ -196,7 +198,7 @@ def papers(
     if asked and not any(map(any, columns.values())): notice('no row was measured as in the paper, so its figures stand beside none')
     return {label: cells for label, cells in columns.items() if any(cells)}
 
-# %% ../nbs/42_report.ipynb #3bbb66f6
+# %% ../nbs/42_report.ipynb #f2e7ad43
 def _show(figure, cell):
     if cell is None: return ''
     scale, digits = (1, 3) if figure.partition(' ')[0].endswith('_nats') else (100, 1)
@@ -216,10 +218,10 @@ def conditions(rows):  # Rows -> list of str
     "What all rows of a task have in common, and how to read the table."
     by = {}
     for r in rows: by.setdefault(r.task, []).append(protocol_of(r.line))
-    words = lambda ps: ', '.join(f'{k} {v if v != "" else "none"}' for k, v in ps[0].items() if all(p.get(k) == v for p in ps))
+    words = lambda ps: ', '.join(f'{k} {_brief(v)}' for k, v in ps[0].items() if all(p.get(k) == v for p in ps))
     return ['In %, but what ends in _nats. ±: over the runs; of one run, over its draws.', *(f'{task}: {words(ps)}' for task, ps in by.items())]
 
-# %% ../nbs/42_report.ipynb #9b0fcffd
+# %% ../nbs/42_report.ipynb #f47427ad
 def as_text(
     labels, # of the models
     rows,   # Rows
@@ -241,7 +243,7 @@ def as_markdown(
     grid[1:1] = [[':--', ':--', *['--:'] * (len(grid[0]) - 2)]]
     return '\n'.join(['| ' + ' | '.join(row) + ' |' for row in grid] + ['', *(f'- {c}' for c in conditions(rows))]) + '\n'
 
-# %% ../nbs/42_report.ipynb #acb7b074
+# %% ../nbs/42_report.ipynb #f561447c
 def as_picture(
     labels, # of the models
     rows,   # Rows
@@ -278,7 +280,7 @@ def _points(ax, cells, shift, colour, label, look):
     x, y, std = zip(*at) if at else ((), (), ())
     ax.errorbar(x, y, xerr=std or None, fmt='o', color=colour, markersize=4, capsize=2, label=label, **look)
 
-# %% ../nbs/42_report.ipynb #d0249e79
+# %% ../nbs/42_report.ipynb #d9faef5e
 def _save_picture(path, *report):
     from rils_nb.viz import save_figure
     save_figure(as_picture(*report), path)
