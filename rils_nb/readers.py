@@ -235,20 +235,29 @@ def _read(self:Shards, shard, offset, size):  # offset in blocks
 
 # %% ../nbs/06_readers.ipynb #d020731f
 @patch
-def raw(self:Shards, i):
+def _parts(self:Shards, i):  # -> part -> function that reads it, label, name
     shard = bisect_right(self.starts, i) - 1
     places = self.rows(shard)[i - self.starts[shard]].tolist()
     get = {part: partial(self._read, shard, o, s) for part, o, s in zip(_ORDER, places[::2], places[1::2]) if o}
     header = tarfile.TarInfo.frombuf(self._read(shard, places[0] - 1, 512), 'utf-8', 'surrogateescape')
-    name, texts, label = f'{self.paths[shard]}: {header.name}', None, None
+    name, label = f'{self.paths[shard]}: {header.name}', None
+    try: label = int(get['cls']()) if 'cls' in get else None
+    except (ValueError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
+    if label is not None and not 0 <= label < 2**31: raise BadSample('label', f'{name} ({label} is no class)')
+    return get, label, name
+
+@patch
+def about(self:Shards, i): return self._parts(i)[1:]
+
+@patch
+def raw(self:Shards, i):
+    (get, label, name), texts = self._parts(i), None
     try:
         if 'json' in get: texts = self._caption(get['json']())
         if texts in (None, '', []) and 'txt' in get: texts = get['txt']()
         if texts is None and 'cls' not in get: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
-        if 'cls' in get: label = int(get['cls']())
-        if label is not None and not 0 <= label < 2**31: raise BadSample('label', f'{label} is no class')
     except (ValueError, RecursionError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
-    return get['image'](), Path(header.name).suffix, texts, label, name
+    return get['image'](), Path(name).suffix, texts, label, name
 
 @patch
 def _caption(self:Shards, data):
