@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/report.html.md"""
 __all__ = ['PAPER', 'WRITERS', 'read_results', 'newest', 'protocol_of', 'check_alike', 'recipe_of', 'Cell', 'Row', 'gather',
            'in_paper', 'papers', 'conditions', 'as_text', 'as_markdown', 'as_picture', 'report_command']
 
-# %% ../nbs/42_report.ipynb #1162aa02
+# %% ../nbs/42_report.ipynb #f187070a
 import json, math, statistics, textwrap
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,7 +17,7 @@ from pathlib import Path
 from .config import FREE, all_recipes
 from .core import UserError, notice, write_text
 
-# %% ../nbs/42_report.ipynb #478c3f3d
+# %% ../nbs/42_report.ipynb #f86d481f
 def _line(text):  # -> dict, or None for what is no result
     try: line = json.loads(text)
     except (ValueError, RecursionError): return None
@@ -38,8 +38,11 @@ def read_results(path):  # run folder, or a results.jsonl -> list of dicts
     if not found: raise UserError(f'`{file}` holds no results')
     return found
 
-def _run(line):  # what tells one trained model from another
-    return line['model'], json.dumps(line['config'], sort_keys=True)
+def _fields(config, *but):  # what tells trained models from each other, as a string
+    return json.dumps({k: v for k, v in (config or {}).items() if k not in FREE.union(but)}, sort_keys=True)
+
+def _run(line):  # equal for the results of one run, though it was made longer or went on with more workers
+    return line['model'], (line['config'] or {}).get('out'), _fields(line['config'], 'steps', 'epochs')
 
 def newest(lines):  # list of dicts of `read_results` -> list of dicts
     "For each run the results of its newest step."
@@ -47,7 +50,7 @@ def newest(lines):  # list of dicts of `read_results` -> list of dicts
     for l in lines: last[_run(l)] = max(last.get(_run(l), 0), l.get('step') or 0)
     return [l for l in lines if (l.get('step') or 0) == last[_run(l)]]
 
-# %% ../nbs/42_report.ipynb #dd8e31d5
+# %% ../nbs/42_report.ipynb #98f5b17b
 def protocol_of(line):  # -> dict: what -> value
     "Under what conditions the figures of a line came about."
     options = dict(line['options'])
@@ -55,7 +58,7 @@ def protocol_of(line):  # -> dict: what -> value
     counts = {k: v for k, v in line['metrics'].items() if isinstance(v, int) and (k in ('n', 'classes') or k.startswith('n_'))}
     return dict(version=line['protocol']) | options | counts
 
-# %% ../nbs/42_report.ipynb #434c973a
+# %% ../nbs/42_report.ipynb #dac31179
 def _brief(v): return textwrap.shorten(str(v), 60, placeholder=' ...') if v != '' else 'none'  # an option may be a list of 80 prompts
 
 def _differ(p, q):  # two protocols -> names of what differs
@@ -76,10 +79,9 @@ def check_alike(lines):  # list of dicts of `read_results`
 def _name(line):  # a short one: of the run folder, or of a library's model
     return Path((line['config'] or {}).get('out') or '').name or line['model']
 
-# %% ../nbs/42_report.ipynb #8e413b65
+# %% ../nbs/42_report.ipynb #073e2dc6
 def _column(line):  # equal for runs that differ in nothing but the seed
-    config = line['config'] or {}
-    return line['model'], line.get('step'), json.dumps({k: v for k, v in config.items() if k not in FREE | {'seed'}}, sort_keys=True)
+    return line['model'], line.get('step'), _fields(line['config'], 'seed')
 
 def recipe_of(config):  # dict of the fields of a `Config` -> name, or ''
     "The recipe that a run followed, whatever its seed and wherever its data lay."
@@ -98,7 +100,7 @@ def _labels(columns):  # dict: column -> its lines -> dict: column -> str
         out[c] = label + f' #{1 + len(out)}' * (label in out.values())
     return out
 
-# %% ../nbs/42_report.ipynb #de3ebee2
+# %% ../nbs/42_report.ipynb #c99adcc0
 @dataclass
 class Cell:
     "A figure of one model."
@@ -125,7 +127,7 @@ def _mark(row):  # the best of several; of what ends in _nats, a divergence, the
     best = (min if row.figure.partition(' ')[0].endswith('_nats') else max)(c.value for c in row.cells.values())
     for c in row.cells.values(): c.best = c.value == best
 
-# %% ../nbs/42_report.ipynb #b173d75d
+# %% ../nbs/42_report.ipynb #8f804b12
 def gather(paths):  # run folders and results.jsonl -> list of labels, list of Rows
     "The rows of a report; raises `UserError` for what was not measured alike."
     lines = newest([l for p in dict.fromkeys(map(str, paths)) for l in read_results(p)])
@@ -152,7 +154,7 @@ def _rows(task, by):  # dict: protocol -> label -> run -> line; -> Rows
             _mark(row)
             yield row
 
-# %% ../nbs/42_report.ipynb #874411ce
+# %% ../nbs/42_report.ipynb #4585d17d
 def _shots(*pairs): return {f'{k}_shot': pair for k, pair in zip((1, 2, 5, 10), pairs)}
 
 def _recall(*values): return dict(zip(('i2t_r1', 'i2t_r5', 'i2t_r10', 't2i_r1', 't2i_r5', 't2i_r10'), values))
@@ -171,7 +173,7 @@ PAPER = dict(  # task -> what its line must say, recipe -> figure -> % or (%, de
         clip_b16_l20m=_recall(41.82, 69.50, 79.34, 30.54, 57.10, 69.30), slip_b16_l20m=_recall(44.54, 72.20, 82.10, 33.26, 59.66, 71.14),
         mae_clip_b16_l20m=_recall(42.72, 70.66, 80.36, 31.40, 57.50, 69.68), rils_b16_l20m=_recall(45.06, 73.38, 83.36, 34.86, 61.36, 72.78))))
 
-# %% ../nbs/42_report.ipynb #62e24dcc
+# %% ../nbs/42_report.ipynb #08b54465
 def in_paper(
     row,    # Row
     recipe, # name
@@ -198,7 +200,7 @@ def papers(
     if asked and not any(map(any, columns.values())): notice('no row was measured as in the paper, so its figures stand beside none')
     return {label: cells for label, cells in columns.items() if any(cells)}
 
-# %% ../nbs/42_report.ipynb #f2e7ad43
+# %% ../nbs/42_report.ipynb #9857a062
 def _show(figure, cell):
     if cell is None: return ''
     scale, digits = (1, 3) if figure.partition(' ')[0].endswith('_nats') else (100, 1)
@@ -221,7 +223,7 @@ def conditions(rows):  # Rows -> list of str
     words = lambda ps: ', '.join(f'{k} {_brief(v)}' for k, v in ps[0].items() if all(p.get(k) == v for p in ps))
     return ['In %, but what ends in _nats. ±: over the runs; of one run, over its draws.', *(f'{task}: {words(ps)}' for task, ps in by.items())]
 
-# %% ../nbs/42_report.ipynb #f47427ad
+# %% ../nbs/42_report.ipynb #72c704f5
 def as_text(
     labels, # of the models
     rows,   # Rows
@@ -243,7 +245,7 @@ def as_markdown(
     grid[1:1] = [[':--', ':--', *['--:'] * (len(grid[0]) - 2)]]
     return '\n'.join(['| ' + ' | '.join(row) + ' |' for row in grid] + ['', *(f'- {c}' for c in conditions(rows))]) + '\n'
 
-# %% ../nbs/42_report.ipynb #f561447c
+# %% ../nbs/42_report.ipynb #954b2265
 def as_picture(
     labels, # of the models
     rows,   # Rows
@@ -280,7 +282,7 @@ def _points(ax, cells, shift, colour, label, look):
     x, y, std = zip(*at) if at else ((), (), ())
     ax.errorbar(x, y, xerr=std or None, fmt='o', color=colour, markersize=4, capsize=2, label=label, **look)
 
-# %% ../nbs/42_report.ipynb #d9faef5e
+# %% ../nbs/42_report.ipynb #9e3647f1
 def _save_picture(path, *report):
     from rils_nb.viz import save_figure
     save_figure(as_picture(*report), path)
