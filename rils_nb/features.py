@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/features.html.md"""
 
 # %% auto #0
 __all__ = ['evaluating', 'device_of', 'finite', 'tokenizer_of', 'text_features', 'patch_features', 'fine_features', 'subset',
-           'sharing', 'features']
+           'sharing', 'once', 'features']
 
 # %% ../nbs/16_features.ipynb #aca80cb1
 import hashlib, math
@@ -156,11 +156,21 @@ _shared = None
 
 @contextmanager
 def sharing():
-    "Within this block, features of the same model and data are computed once."
+    "Within this block, what `once` makes is made once: features of the same model and data."
     global _shared
     outer, _shared = _shared, {} if _shared is None else _shared
     try: yield
     finally: _shared = outer
+
+def once(
+    what,   # hashable: says what it is
+    make,   # function without arguments
+    *alive, # objects whose ids stand in `what`; they are kept, so that an id stays theirs
+):  # -> what `make` gives
+    "Make something, within `sharing` only the first time."
+    if _shared is None: return make()
+    if what not in _shared: _shared[what] = make(), alive
+    return _shared[what][0]
 
 # %% ../nbs/16_features.ipynb #fafdd820
 def features(
@@ -173,8 +183,5 @@ def features(
 ):  # -> dict: image (n,D) float32, labels (n,) or None, captions (list of lists), index (list), digest (list of int), bad (int)
     "Embeddings of a source's images, with what is known about them; raises `UserError` where they are not finite."
     if not len(source): raise UserError('the data for the evaluation holds no samples')
-    what = (id(model), id(source), n, encode)
-    if _shared is not None and what in _shared: return _shared[what][0]
-    out = _encode(model, source, subset(len(source), n), min(batch, 512), workers, encode or model.encode_image)
-    if _shared is not None: _shared[what] = out, model, source  # kept alive, so that an id stays theirs
-    return out
+    make = lambda: _encode(model, source, subset(len(source), n), min(batch, 512), workers, encode or model.encode_image)
+    return once((id(model), id(source), n, encode), make, model, source)

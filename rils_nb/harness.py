@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/harness.html.md"""
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'EVALS', 'NEEDS', 'task', 'hit', 'won', 'missing', 'import_tasks', 'choose', 'options', 'run_tasks',
-           'record', 'table', 'bounds', 'where', 'on_device', 'launched', 'evaluate_command', 'evaluate']
+           'record', 'shown', 'table', 'bounds', 'where', 'on_device', 'launched', 'evaluate_command', 'evaluate']
 
 # %% ../nbs/19_harness.ipynb #7930f8f8
 import importlib, inspect, os, pkgutil, re
@@ -33,10 +33,11 @@ EVALS = Registry('task')
 def task(
     name,
     *needs,  # names in NEEDS: what must be there for the figures to mean something
+    auto=True,  # run where nobody says which; False: only by its name
 ):
     "Decorator that registers an evaluation."
     def add(evaluate):
-        evaluate.needs = needs
+        evaluate.needs, evaluate.auto = needs, auto
         return EVALS.register(name)(evaluate)
     return add
 
@@ -147,25 +148,35 @@ def record(
     data,     # str: where the data came from
     results,  # dict as `run_tasks` gives it
     step=None,    # of the checkpoint
-    **kwargs,     # options of the tasks, where they were given
+    **kwargs,     # options of the tasks, where they were given; the others are written as they are by default
 ):
     "Append one line for each task."
-    config = getattr(model, 'config', None)
+    config, known = getattr(model, 'config', None), {t: options(f) for t, f in EVALS.items()}
     named = dict(protocol=PROTOCOL, model=model if isinstance(model, str) else getattr(model, 'spec', name_of(model)), step=step, data=data)
     for t in dict.fromkeys(k.partition('/')[0] for k in results):
         metrics = {k.partition('/')[2]: v for k, v in results.items() if k.startswith(f'{t}/')}
-        append_jsonl(path, named | dict(task=t, metrics=metrics, options=kwargs, config=asdict(config) if config else None))
+        own = known.get(t, kwargs) | {k: v for k, v in kwargs.items() if k in known.get(t, kwargs)}
+        append_jsonl(path, named | dict(task=t, metrics=metrics, options=own, config=asdict(config) if config else None))
 
 # %% ../nbs/19_harness.ipynb #e08ba938
+def shown(
+    name,  # of the figure, without its task
+    value, # float or int
+    std=None, # its deviation, where there is one
+):  # -> str
+    "A figure for people: shares in percent, counts as they are, what ends in _nats as a number."
+    if isinstance(value, int): return str(value)
+    scale, digits, unit = (1, 3, '') if name.endswith('_nats') else (100, 1, ' %')
+    return f'{scale * value:.{digits}f}' + (f' ± {scale * std:.{digits}f}' if std is not None else '') + unit
+
 def table(results):  # dict as `run_tasks` gives it -> str
-    "Results as aligned text: shares in percent, with chance beside them; what ends in _nats is a divergence."
-    show = lambda k, v: str(v) if isinstance(v, int) else f'{v:.3f}' if k.endswith('_nats') else f'{100 * v:.1f} %'
+    "Results as aligned text, with chance beside them."
     rows = [('task', 'figure', 'value', 'chance')]
     for k, v in results.items():
         t, _, metric = k.partition('/')
-        if k.endswith('_chance') and k.removesuffix('_chance') in results: continue
+        if any(k.endswith(e) and k.removesuffix(e) in results for e in ('_chance', '_std')): continue
         c = results.get(f'{k}_chance')
-        rows.append((t, metric, show(k, v), '' if c is None else f'{100 * c:.2f} %'))
+        rows.append((t, metric, shown(metric, v, results.get(f'{k}_std')), '' if c is None else f'{100 * c:.2f} %'))
     w = [max(len(r[i]) for r in rows) for i in range(4)]
     return '\n'.join(f'{a:{w[0]}}  {b:{w[1]}}  {c:>{w[2]}}  {d:>{w[3]}}'.rstrip() for a, b, c, d in rows)
 
@@ -227,6 +238,7 @@ def evaluate_command(
         names = choose(model, source, a.get('tasks'))
         if not names: raise UserError(f'--tasks names no task (valid: {", ".join(sorted(EVALS))})')
         results = run_tasks(model, config, source, names, **own)
+        if not results: raise UserError(f'nothing could be measured by {", ".join(names)}')
         print(table(results))
         step, path = where(a['model'])
         path = a.get('out') or path

@@ -256,6 +256,11 @@ def read(self:Scenes, i):  # -> dict: image (3,S,S) uint8, captions, label, name
     return dict(image=self.image(i), captions=captions(self.facts(i), int(self.keys[i]) * 0x9E3779B97F4A7C15 >> 16),
                 label=int(self.table['label'][i]), name=f'scene-{i}')
 
+@patch
+def about(self:Scenes, i):  # -> label, name
+    "What `read` says of sample `i` beside the picture and its captions."
+    return int(self.table['label'][i]), f'scene-{i}'
+
 # %% ../nbs/03_scenes.ipynb #acf42eed
 @patch
 def annotation(self:Scenes, i):  # -> dict: boxes (k,4) xyxy pixels, masks (k,S,S) bool, semantic (S,S) int64 0 = background, labels (k,), facts

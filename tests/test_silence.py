@@ -39,10 +39,10 @@ def afresh(): AcceleratorState._reset_state(reset_partial_state=True)  # as if e
 def test_nothing_is_found_by_nan():
     with pytest.raises(UserError, match='100 of 100 queries are not finite'): recall(torch.full((100, 8), torch.nan), torch.eye(100, 8), [[i] for i in range(100)])
 
-@pytest.mark.parametrize('evaluate', ['retrieval', 'zeroshot', 'probe', 'scenes'])
+@pytest.mark.parametrize('evaluate', ['retrieval', 'zeroshot', 'probe', 'low_shot', 'scenes'])
 def test_one_nan_in_the_weights_is_no_result(evaluate):
     model, source = make(SMALL).eval(), Scenes('val', n=60)
-    weight = model.visual.trunk.norm.weight if evaluate == 'probe' else model.visual.head.proj.weight  # a probe reads what is before the projection
+    weight = model.visual.trunk.norm.weight if evaluate in ('probe', 'low_shot') else model.visual.head.proj.weight  # a probe reads what is before the projection
     with torch.no_grad(): weight.flatten()[0] = torch.nan
     with pytest.raises(UserError, match='60 of 60 image features of `rils` are not finite'): harness.run_tasks(model, SMALL, source, [evaluate])
 

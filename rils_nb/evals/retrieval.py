@@ -10,6 +10,7 @@ __all__ = ['recall', 'group', 'retrieval']
 # %% ../../nbs/evals/21_retrieval.ipynb #d7fe36cd
 import torch
 import torch.nn.functional as F
+from ..core import UserError
 from ..features import features, finite, text_features
 from ..harness import hit, task
 
@@ -70,11 +71,13 @@ def retrieval(
     source,  # any reader of images with captions
     *,
     grouped=True,  # equal captions are one text; false: each is its own and right for one image, as in CLIP_benchmark
+    captions=0,    # at most so many captions of an image, the first ones; 0 = all
 ):  # -> dict: i2t_r1, t2i_r1, ... with their chance, n images, n_texts texts
     "Recall@1, 5 and 10, image to text and text to image."
+    if captions < 0: raise UserError(f'captions must be 0 (all) or more, given {captions}')
     f = features(model, source, config.eval_samples, config.batch, config.workers)
     keep = [i for i, c in enumerate(f['captions']) if c]
-    texts, own = group([f['captions'][i] for i in keep], grouped)
+    texts, own = group([f['captions'][i][:captions or None] for i in keep], grouped)
     z_i, z_t = F.normalize(f['image'][keep], dim=-1), F.normalize(text_features(model, texts), dim=-1)
     once, as_often = torch.ones(len(own)).double(), torch.bincount(torch.tensor([t for ts in own for t in ts])).double()
     ways = dict(i2t=(z_i, z_t, [sorted(set(t)) for t in own], once), t2i=(z_t, z_i, _carriers(own, len(texts)), as_often))
