@@ -9,7 +9,7 @@ from rils_nb.config import Config, recipe
 from rils_nb.core import key
 from rils_nb.loader import loader
 from rils_nb.processes import gathered, world
-from rils_nb.methods import METHODS, import_methods, make
+from rils_nb.methods import METHODS, completed, import_methods, make
 from rils_nb.rils import RILS
 from rils_nb.scenes import Scenes
 from rils_nb.optim import optimizer_of
@@ -52,7 +52,7 @@ def plain(run): return run.removesuffix('_fsdp').removesuffix('_accum')  # the r
 
 def method_of(run, accum):  # -> the method of a run, in float64
     name = plain(run)
-    if name in OTHERS: config = recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum)
+    if name in OTHERS: config = completed(recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum), Scenes(n=64))
     else: config = Config(method='given' if name in HITS else re.sub('_(prototypes|sigmoid|frozen|learned|averaged|local|semantic)$', '', name), opts=RUNS[run], masking='semantic' if 'semantic' in name else 'random', batch=8, weight_decay=0.5, accum=accum)
     method = make(config).double()
     if method.asks: method.meet(make(Config(method='clip', seed=1)).double().eval().requires_grad_(False))
