@@ -99,16 +99,25 @@ def test_a_second_step_needs_no_more_memory(name, teacher):
         del storages
     assert kept[2] <= kept[1], kept
 
+def equal_when_resumed(config, out):
+    "Train, and train again from the middle with another number of workers: the same weights and memory of the optimizer, bit for bit."
+    config = replace(config, steps=4, save_every=2, workers=0, init='', out=str(out/'whole'))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert fit(config) == 0
+        shutil.copytree(out/'whole', out/'stopped')
+        shutil.rmtree(newest(out/'stopped'))
+        assert fit(replace(config, out=str(out/'stopped'), resume=True, workers=1)) == 0
+    for file in (WEIGHTS, 'trainer.safetensors'):
+        a, b = (read_tensors(newest(out/run)/file) for run in ('whole', 'stopped'))
+        assert a.keys() == b.keys() and all(v.equal(b[k]) for k, v in a.items())
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ALL)
 def test_stopped_and_resumed(name, teacher, tmp_path):
     "The same weights, bit for bit, whether a run was stopped or not."
-    config = small(name, teacher, steps=4, save_every=2, workers=0, init='', out=str(tmp_path/'whole'))
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert fit(config) == 0
-        shutil.copytree(tmp_path/'whole', tmp_path/'stopped')
-        shutil.rmtree(newest(tmp_path/'stopped'))
-        assert fit(replace(config, out=str(tmp_path/'stopped'), resume=True, workers=1)) == 0
-    for file in (WEIGHTS, 'trainer.safetensors'):
-        a, b = (read_tensors(newest(tmp_path/run)/file) for run in ('whole', 'stopped'))
-        assert a.keys() == b.keys() and all(v.equal(b[k]) for k, v in a.items())
+    equal_when_resumed(small(name, teacher), tmp_path)
+
+@pytest.mark.slow
+def test_stopped_and_resumed_with_every_augmentation(teacher, tmp_path):
+    "RandAugment, erasing, Mixup, CutMix and drop path, with an average of the weights."
+    equal_when_resumed(replace(small('finetune', teacher), crop=0.3, flip=True, ema=0.9, opts='erasing=0.5,drop_path=0.3'), tmp_path)
