@@ -166,7 +166,7 @@ def register_recipe(f):  # a function that gives a Config
 
 def all_recipes():  # -> RECIPES, filled
     "Every recipe, by name."
-    importlib.import_module('rils_nb.recipes')
+    for module in ('recipes', 'tuning'): importlib.import_module(f'rils_nb.{module}')
     return RECIPES
 
 # %% ../nbs/01_config.ipynb #24e68360

@@ -11,7 +11,7 @@ __all__ = ['HEAD', 'shapes', 'shapes_clip', 'shapes_siglip', 'shapes_mae', 'shap
            'rils_b16_l20m', 'mae_clip_b16_l20m', 'mae_b16_l20m', 'rils_l16', 'slip_b16_l20m', 'simclr_b16_l20m',
            'rils_vision_b16_l10m', 'mim_lit_b16_l10m', 'mim_clip_b16_l10m', 'clip_mim_b16_l10m', 'milan_b16_in1k',
            'aclip_b16_yfcc15m', 'silc_b16_l20m', 'tips_b16_l20m', 'tipsv2_b16_l20m', 'maskclip_b16_yfcc15m',
-           'maskclip_b32_yfcc15m', 'shapes_finetune']
+           'maskclip_b32_yfcc15m']
 
 # %% ../nbs/51_recipes.ipynb #f2974a75
 from dataclasses import replace
@@ -221,11 +221,3 @@ def maskclip_b16_yfcc15m():
 def maskclip_b32_yfcc15m():
     "MaskCLIP, ViT-B/32, YFCC15M: ImageNet zero-shot 38.5, linear 69.1, fine-tuned 79.2 (paper, supplement, Table 1; CLIP there 26.1, 60.5, 74.3)."
     return replace(maskclip_b16_yfcc15m(), size='ViT-B-32')
-
-# %% ../nbs/51_recipes.ipynb #dbdd1bb3
-@register_recipe
-def shapes_finetune():
-    """Fine-tuning on the scenes, 64 classes of shape and colour, from the default run: train that first.
-    Its views keep their colours, which the classes name."""
-    return replace(shapes(), method='finetune', init='runs/shapes', steps=300, lr=1e-3, weight_decay=0.05, beta2=0.999, eps=1e-8,
-                   opts='randaugment=,cutmix=0,mixup=0.2,layer_decay=0.75,pool=normed')
