@@ -126,7 +126,9 @@ def start_from(
     "Load into a method what fits of another model, and say so; raises `UserError` where its image encoder does not fit."
     source = load_model(spec_of(start))
     try: fits, resized, out = sort_out(method, source)
-    except UserError as e: raise UserError(f'--init {start} cannot start a `{method.config.method}` of --size {method.config.size}: {e}')
+    except UserError as e:
+        other = f'; it is of --size {source.config.size}' if getattr(source, 'config', method.config).size != method.config.size else ''
+        raise UserError(f'--init {start} cannot start a `{method.config.method}` of --size {method.config.size}: {e}{other}')
     method.load_state_dict(fits, strict=False)
     for m in method.modules():
         if isinstance(m, Momentum): m.restart()                                      # teachers of its own begin as what was loaded
