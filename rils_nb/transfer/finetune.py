@@ -55,7 +55,7 @@ class KeyedDropPath(nn.Module):
         super().__init__()
         self.rate, self.kept = rate, None
     def forward(self, x):  # (B,T,D)
-        return x * self.kept.to(x.dtype)[:, None, None] / (1 - self.rate) if self.training else x
+        return x * (self.kept.to(x.dtype) / (1 - self.rate))[:, None, None] if self.training else x
 
 def drop_paths(
     trunk, # timm's ViT, changed
