@@ -84,6 +84,7 @@ def task_options():  # -> dict: option -> (default, help)
 
 # %% ../nbs/50_commands.ipynb #5dc733e2
 FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit',
+             suite='data sets of a paper in place of one: zeroshot21, robustness, or names of sets as food101,pets', root='folder that holds the data sets of --suite',
              data='data of the evaluation; without: that of the run, or scenes:split=val',
              n='at most so many samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
              image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions',
@@ -107,6 +108,7 @@ def parse_eval(argv):  # list of str -> (dict of FLAGS, dict of the tasks' optio
         if flag.startswith('--') and flag not in known + ['--help']:
             raise UserError(f'unknown flag `{flag}`{nearest(flag, known)} (all flags: --help)')
     given = vars(eval_parser().parse_args(argv))
+    if 'root' in given and 'suite' not in given: raise UserError('--root is the folder of a suite: give --suite too, or --data in its place')
     number = {k: _value(k, given[k], int) for k in ('n', 'batch', 'workers') if k in given}
     for k, v in number.items():
         if v < (k == 'batch'): raise UserError(f'{k} must be {int(k == "batch")} or more, given {v}')
@@ -117,9 +119,10 @@ def parse_eval(argv):  # list of str -> (dict of FLAGS, dict of the tasks' optio
 @command
 def evaluate():
     "The command `rils-eval`."
-    asked = parse_eval(sys.argv[1:])
-    from rils_nb.harness import evaluate_command
-    evaluate_command(*asked)
+    asked, own = parse_eval(sys.argv[1:])
+    if 'suite' in asked: from rils_nb.evals.suite import suite_command as run
+    else: from rils_nb.harness import evaluate_command as run
+    run(asked, own)
 
 # %% ../nbs/50_commands.ipynb #ab9cbd6f
 @command

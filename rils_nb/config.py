@@ -24,7 +24,7 @@ class Config:
     method:str='rils'         # rils, clip, mae, mae_clip, slip, milan, ..., or finetune, linear (on labelled images); an unknown name lists all
     opts:str=''               # options of the method alone, as key=value,key=value
     init:str=''               # what training starts from: a run, open_clip:NAME/TAG, timm:NAME/pretrained or an exported folder; empty = random weights
-    size:str='tiny'           # encoder sizes: tiny, mini (laptop), ViT-S-16, ViT-B-32, ViT-B-16, ViT-L-16
+    size:str='tiny'           # encoder sizes: tiny, mini (laptop), ViT-S-16, ViT-B-32, ViT-B-16, ViT-L-16; ViT-B-16-clip and others for CLIP's public weights, an unknown one lists all
     image_size:int=32         # side of the square image in pixels, a multiple of the patch side
     masking:str='random'      # how the hidden patches are chosen
     mask_ratio:float=0.75     # share of patches that are hidden, 0 <= ratio < 1

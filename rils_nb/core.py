@@ -246,8 +246,8 @@ def progress_bar(
     *args,    # of tqdm
     **kwargs, # of tqdm
 ):  # -> tqdm
-    "A progress bar where somebody sees it."
+    "A progress bar where somebody sees it: of one process of several."
     page = in_jupyter() and importlib.util.find_spec('ipywidgets')
     if page: from tqdm.notebook import tqdm
     else: from tqdm import tqdm
-    return tqdm(*args, **dict(disable=False if page else True if in_jupyter() else None) | kwargs)
+    return tqdm(*args, **dict(disable=True if not _speaks() else False if page else True if in_jupyter() else None) | kwargs)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from open_clip.transformer import QuickGELU
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from .config import Config
 from .core import Registry, UserError, write_text, writing_folder
 from .methods import make
@@ -29,10 +28,11 @@ def _opened_with(method):  # the laptop's sizes are known to timm once this pack
 def _open_clip_config(method):  # -> dict, the content of open_clip_config.json
     size = SIZES[method.config.size]
     text = dict(context_length=77, vocab_size=49408, width=size.text_width, heads=size.text_heads, layers=size.text_depth)
-    vision = dict(timm_model_name=size.timm, timm_model_pretrained=False, timm_pool='avg', timm_proj='linear', image_size=method.image_size)
+    vision = dict(timm_model_name=size.timm, timm_model_pretrained=False, timm_pool=size.pool, timm_proj='linear', image_size=method.image_size)
     quick = any(isinstance(m, QuickGELU) for m in method.text.modules())
-    preprocess = dict(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, interpolation='bicubic', resize_mode='shortest')
+    preprocess = dict(mean=size.mean, std=size.std, interpolation='bicubic', resize_mode='shortest')
     model = dict(embed_dim=size.embed, vision_cfg=vision, text_cfg=text, custom_text=True, quick_gelu=quick)
+    if hasattr(method, 'logit_bias'): model['init_logit_bias'] = -10                # SigLIP's; else open_clip makes no place for it
     return dict(model_cfg=model, preprocess_cfg=preprocess)
 
 # %% ../nbs/40_export.ipynb #8d9857d6
@@ -47,16 +47,18 @@ def to_open_clip(
     if size.native != method.image_size:
         raise UserError(f'open_clip opens `{size.timm}` at {size.native} px only, this model has {method.image_size} px: use --to timm')
     write_text(Path(folder)/'open_clip_config.json', json.dumps(_open_clip_config(method), indent=1))
-    keep = {k: v for k, v in method.state_dict().items() if k.startswith(('visual.', 'text.'))} | dict(logit_scale=method.logit_scale.squeeze())
+    keep = {k: v.squeeze() if k in ('logit_scale', 'logit_bias') else v for k, v in method.state_dict().items()
+            if k.startswith(('visual.', 'text.', 'logit_'))}
     write_tensors(keep, Path(folder)/'open_clip_model.safetensors')
     return _opened_with(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
 # %% ../nbs/40_export.ipynb #a1d70dea
 def _timm_config(method, args):  # -> dict, the content of config.json
+    size = SIZES[method.config.size]
     n, named = args['num_classes'], dict(label_names=method.classes) if method.classes else {}
-    cfg = dict(input_size=[3, method.image_size, method.image_size], mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, interpolation='bicubic',
+    cfg = dict(input_size=[3, method.image_size, method.image_size], mean=size.mean, std=size.std, interpolation='bicubic',
                crop_pct=1.0, num_classes=n, first_conv='patch_embed.proj', classifier='head', license='')
-    return named | dict(architecture=SIZES[method.config.size].timm, num_classes=n, num_features=method.visual.width,
+    return named | dict(architecture=size.timm, num_classes=n, num_features=method.visual.width,
                         model_args=args | dict(img_size=method.image_size), pretrained_cfg=cfg)
 
 @TARGETS.register('timm')

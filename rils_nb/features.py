@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from .core import UserError, noise, progress_bar
+from .processes import in_turns, own_turns
 from .samples import BadSample, tokenize
 from .loader import in_workers
 from .libraries import _view, name_of, view_of
@@ -60,9 +61,11 @@ def text_features(
     if getattr(model, 'encode_text', None) is None: raise UserError(f'`{name_of(model)}` has no text tower, so texts cannot be embedded')
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # captions of like length together: less padding
     tok, device, out = tokenizer_of(model), device_of(model), [None] * len(texts)
+    parts = [order[a:a + batch] for a in range(0, len(order), batch)]
+    encode = lambda part: model.encode_text(tok([texts[i] for i in part]).to(device)).float().cpu()
     with evaluating(model):
-        for part in progress_bar([order[a:a + batch] for a in range(0, len(order), batch)], desc='texts', delay=3, leave=False):
-            for i, z in zip(part, model.encode_text(tok([texts[i] for i in part]).to(device)).float().cpu()): out[i] = z
+        for part, rows in progress_bar(zip(parts, in_turns(parts, encode)), total=len(parts), desc='texts', delay=3, leave=False):
+            for i, z in zip(part, rows): out[i] = z
     return finite(torch.stack(out), f'text features of `{name_of(model)}`')
 
 # %% ../nbs/16_features.ipynb #752acdfb
@@ -131,19 +134,21 @@ def _digest(image): return int.from_bytes(hashlib.blake2b(image.numpy().tobytes(
 def _whole(rows): return [r for r in rows if r is not None]
 
 def _encode(model, source, index, batch, workers, encode):
-    loader = DataLoader(_Views(model, source, index), batch, collate_fn=_whole, generator=torch.Generator(),  # else it draws from the global one
-                        **in_workers(workers))
-    rows, z, device = [], [], device_of(model)
+    parts, device = [range(len(index))[a:a + batch] for a in range(0, len(index), batch)], device_of(model)
+    read = iter(DataLoader(_Views(model, source, index), batch_sampler=own_turns(parts), collate_fn=_whole,
+                           generator=torch.Generator(), **in_workers(workers)))                          # else it draws from the global one
+    def encoded(_):                                                                                         # -> (b,D), what else is known of these
+        rows = next(read)
+        z = encode(torch.stack([r[1] for r in rows]).to(device)).float().cpu() if rows else None
+        return z, [(i, captions, label, digest) for i, _, captions, label, digest in rows]
     with evaluating(model):
-        for part in progress_bar(loader, desc='images', delay=3, leave=False):
-            if not part: continue
-            z.append(encode(torch.stack([r[1] for r in part]).to(device)).float().cpu())
-            rows += [(i, captions, label, digest) for i, _, captions, label, digest in part]
-    if not rows: raise UserError(f'none of the {len(index)} samples of the evaluation could be read')
-    bad = len(loader.dataset) - len(rows)
-    if bad: print(f'{bad} of {len(loader.dataset)} samples could not be read and are left out')
+        found = [f for f in progress_bar(in_turns(parts, encoded), total=len(parts), desc='images', delay=3, leave=False) if f[1]]
+    if not found: raise UserError(f'none of the {len(index)} samples of the evaluation could be read')
+    z, rows = torch.cat([z for z, _ in found]), [r for _, part in found for r in part]
+    bad = len(index) - len(rows)
+    if bad: print(f'{bad} of {len(index)} samples could not be read and are left out')
     index, captions, labels, digest = map(list, zip(*rows))
-    return dict(image=finite(torch.cat(z), f'image features of `{name_of(model)}`'), captions=captions, index=index, bad=bad, digest=digest,
+    return dict(image=finite(z, f'image features of `{name_of(model)}`'), captions=captions, index=index, bad=bad, digest=digest,
                 labels=None if None in labels else torch.tensor(labels))
 
 # %% ../nbs/16_features.ipynb #0a5555c7

@@ -6,10 +6,11 @@ Docs: https://rils-nb.github.io/rils_nb/harness.html.md"""
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'EVALS', 'NEEDS', 'task', 'hit', 'won', 'missing', 'import_tasks', 'choose', 'options', 'run_tasks',
-           'record', 'table', 'bounds', 'where', 'on_device', 'evaluate_command', 'evaluate']
+           'record', 'table', 'bounds', 'where', 'on_device', 'launched', 'evaluate_command', 'evaluate']
 
 # %% ../nbs/19_harness.ipynb #7930f8f8
 import importlib, inspect, os, pkgutil, re
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 import rils_nb.evals
 from .config import Config
 from .core import Registry, UserError, append_jsonl, nearest, notice
-from .processes import tune_cpu
+from .processes import dividing, tune_cpu, world
 from .readers import open_source
 from .libraries import load_model, name_of
 from .features import sharing
@@ -195,29 +196,41 @@ def on_device(
 ):  # -> the model, there
     "Put a model where it shall compute; raises `UserError` where it cannot."
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    if device == 'cpu': tune_cpu()
+    if device.startswith('cpu'): tune_cpu()
     try: return model.to(device)
     except (RuntimeError, AssertionError) as e: raise UserError(f'device `{device}` cannot be used: {str(e).splitlines()[0]}')
 
 # %% ../nbs/19_harness.ipynb #a7d3e784
+@contextmanager
+def launched(device):  # cpu, cuda, ... or empty; the block gets where this process computes
+    "Join the other processes that `accelerate launch` started, if it did."
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        yield device
+        return
+    from accelerate import PartialState
+    state = PartialState(cpu=device == 'cpu')
+    with dividing(): yield str(state.device)
+    state.destroy_process_group()
+
 def evaluate_command(
     a,    # dict: model, and perhaps tasks, data, n, batch, workers, image_key, caption_key, out, device
     own,  # dict of the tasks' options
 ):  # -> dict of results
-    "What `rils-eval` does: evaluate a model, print the table and append the lines."
+    "What `rils-eval` does: evaluate a model, print the table and append the lines; several processes do it together."
     import_tasks()
-    model = load_model(a['model'])
-    config = bounds(model, a)
-    data = config.eval_data or 'scenes:split=val'
-    source = open_source(data, config.image_key, config.caption_key, config.label_key)
-    model = on_device(model, a.get('device'))
-    names = choose(model, source, a.get('tasks'))
-    if not names: raise UserError(f'--tasks names no task (valid: {", ".join(sorted(EVALS))})')
-    results = run_tasks(model, config, source, names, **own)
-    print(table(results))
-    step, path = where(a['model'])
-    path = a.get('out') or path
-    if path: record(path, model, data, results, step, **own)
+    with launched(a.get('device', '')) as device:
+        model = load_model(a['model'])
+        config = bounds(model, a)
+        data = config.eval_data or 'scenes:split=val'
+        source = open_source(data, config.image_key, config.caption_key, config.label_key)
+        model = on_device(model, device)
+        names = choose(model, source, a.get('tasks'))
+        if not names: raise UserError(f'--tasks names no task (valid: {", ".join(sorted(EVALS))})')
+        results = run_tasks(model, config, source, names, **own)
+        print(table(results))
+        step, path = where(a['model'])
+        path = a.get('out') or path
+        if path and world()[0] == 0: record(path, model, data, results, step, **own)
     return results
 
 # %% ../nbs/19_harness.ipynb #b887c0cb

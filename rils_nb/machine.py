@@ -86,6 +86,6 @@ def start(config):  # -> Accelerator
     if not torch.cuda.is_available(): tune_cpu(precision == 'bf16')
     ddp = DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType('bf16' if config.reduce == 'bf16' else 'no'))
     acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=config.out,
-                      kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(hours=1))])  # an evaluation may keep the others waiting
+                      kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(hours=1))])  # what one process does alone, reading an index or drawing pictures, may keep the others waiting
     _check_launch(acc, config, world()[1])
     return acc

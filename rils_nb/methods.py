@@ -42,7 +42,8 @@ class Method(nn.Module):
         embed=0,    # E, width of the joint space; 0: no projection
     ):
         super().__init__()
-        self.config, self.image_size, self.patch_size = config, config.image_size, SIZES[config.size].patch
+        size = SIZES[config.size]
+        self.config, self.image_size, self.patch_size = config, config.image_size, size.patch
         if self.image_size % self.patch_size:
             raise UserError(f'image_size {self.image_size} is not a multiple of the patch side {self.patch_size} of size `{config.size}`: '
                             f'use {max(1, round(self.image_size / self.patch_size)) * self.patch_size}')
@@ -53,7 +54,7 @@ class Method(nn.Module):
         self.asks_scores = 'scores' in inspect.signature(self.masking).parameters
         if self.asks_scores and self.reconstructs and self.scores is None:
             raise UserError(f'--masking {config.masking} asks how much each patch matters, and `{config.method}` does not say: use --masking random')
-        self.visual = ImageEncoder(SIZES[config.size].timm, self.image_size, embed)
+        self.visual = ImageEncoder(size.timm, self.image_size, embed, size.pool, size.mean, size.std)
 
     def mask(self, keys, image=None, scores=None):  # (B,) int64; (B,3,H,W), and what is known of its scores -> Mask
         "The masks of the images with these keys."
@@ -92,7 +93,7 @@ def as_batch(self:Method, image):  # what `encode_image` takes -> (B,3,S,S) on t
 @patch
 def encode_image(self:Method, image):  # (B,3,H,W) uint8 or float from 0 to 1, or a list of paths or PIL images -> (B,E)
     "One projected feature for each image (Eq. 4)."
-    return self.visual.project(self.visual.encode(self.visual.patches(self.as_batch(image)))[:, 1:].mean(1))
+    return self.visual.project(self.visual.pool(self.visual.encode(self.visual.patches(self.as_batch(image)))))
 
 @patch
 def encode_tokens(self:Method, image, local=False):  # as for `encode_image`; local features or not -> (B,N,E)
@@ -102,7 +103,7 @@ def encode_tokens(self:Method, image, local=False):  # as for `encode_image`; lo
 @patch
 def as_timm(self:Method):  # -> dict of timm's arguments, dict: name in timm -> tensor
     "The image encoder as timm builds and names it."
-    return dict(global_pool='avg', fc_norm=False, num_classes=0), self.visual.trunk.state_dict()
+    return dict(global_pool=self.visual.trunk.global_pool, fc_norm=False, num_classes=0), self.visual.trunk.state_dict()
 
 @patch(as_prop=True)
 def last_attention(self:Method):  # where local features come from

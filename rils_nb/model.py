@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import build_sincos2d_pos_embed
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -39,6 +39,10 @@ class Size:
     text_depth:int=12  # blocks of the text encoder
     text_heads:int=8   # attention heads of the text encoder
     native:int=224     # image size that timm and open_clip give this encoder by default
+    pool:str='avg'     # what stands for the image: avg, the mean of its patches, or token, the class token
+    mean:tuple=IMAGENET_DEFAULT_MEAN # of the pixels, from 0 to 1
+    std:tuple=IMAGENET_DEFAULT_STD   # their deviation
+    quick_gelu:bool=False # the text encoder's activation is QuickGELU
 
 # %% ../nbs/09_model.ipynb #89e4835c
 SIZES = Registry('size')
@@ -48,6 +52,12 @@ SIZES['ViT-S-16'] = Size('vit_small_patch16_224', 16)
 SIZES['ViT-B-32'] = Size('vit_base_patch32_224', 32)
 SIZES['ViT-B-16'] = Size('vit_base_patch16_224', 16)
 SIZES['ViT-L-16'] = Size('vit_large_patch16_224', 16, embed=768, text_width=768, text_heads=12)  # as in the released code
+
+_clip = dict(pool='token', mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD)
+for end, quick in (('clip', False), ('quickgelu', True)):
+    for name, patch_side, more in (('B-32', 32, {}), ('B-16', 16, {}), ('L-14', 14, dict(embed=768, text_width=768, text_heads=12))):
+        letter = dict(B='base', L='large')[name[0]]
+        SIZES[f'ViT-{name}-{end}'] = Size(f'vit_{letter}_patch{patch_side}_clip_{"quickgelu_" * quick}224', patch_side, quick_gelu=quick, **_clip, **more)
 
 # %% ../nbs/09_model.ipynb #eb3f0b2b
 def _laptop_vit(name, size, width, depth, pretrained, pretrained_cfg=None, **kwargs):
@@ -189,9 +199,12 @@ class ImageEncoder(nn.Module, Stack):
         name,       # timm model
         image_size, # side of the image in pixels
         embed=0,    # E, width of the projection theta; 0: none
+        pool='avg', # what stands for the image: avg, the mean of its patches, or token, the class token
+        mean=IMAGENET_DEFAULT_MEAN, # of the pixels, from 0 to 1
+        std=IMAGENET_DEFAULT_STD,   # their deviation
     ):
         super().__init__()
-        self.trunk = timm.create_model(name, num_classes=0, global_pool='avg', fc_norm=False, img_size=image_size)
+        self.trunk = timm.create_model(name, num_classes=0, global_pool=pool, fc_norm=False, img_size=image_size)
         init_like_mae(self.trunk)
         side, width = image_size // self.trunk.patch_embed.patch_size[0], self.trunk.embed_dim
         self.trunk.pos_embed = nn.Parameter(positions(side, width), requires_grad=False)
@@ -199,13 +212,17 @@ class ImageEncoder(nn.Module, Stack):
         if embed:
             self.head.add_module('proj', nn.Linear(width, embed, bias=False))
             nn.init.normal_(self.head.proj.weight, std=width**-0.5)
-        for name, v in (('mean', IMAGENET_DEFAULT_MEAN), ('std', IMAGENET_DEFAULT_STD)):
-            self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
+        for k, v in (('mean', mean), ('std', std)):
+            self.register_buffer(k, torch.tensor(v).view(3, 1, 1), persistent=False)
 
     @property
     def width(self): return self.trunk.embed_dim
     @property
     def n_patches(self): return self.trunk.patch_embed.num_patches
+
+    def pool(self, x):     # (B,1+N,D) -> (B,D)
+        "What stands for the image: the mean of its patches (Eq. 4), or the class token."
+        return x[:, 1:].mean(1) if self.trunk.global_pool == 'avg' else x[:, 0]
 
     def project(self, x):  # (...,D) -> (...,E)
         "theta, the projection to the joint space; the identity for a method without one."
@@ -214,7 +231,7 @@ class ImageEncoder(nn.Module, Stack):
 # %% ../nbs/09_model.ipynb #0c35a947
 @patch
 def normalise(self:ImageEncoder, image):  # (B,3,H,W) uint8, or float from 0 to 1 -> float
-    "Pixels as the encoder wants them: ImageNet's mean 0 and deviation 1."
+    "Pixels as the encoder wants them: of mean 0 and deviation 1 over ImageNet, or over CLIP's images."
     return unit_pixels(image, self.mean.dtype).sub_(self.mean).div_(self.std)
 
 @patch
@@ -238,7 +255,7 @@ def encode(self:ImageEncoder,
     t = self.trunk
     x = patches if visible is None else take(patches, visible)
     cls = (t.cls_token + t.pos_embed[:, :1]).expand(len(x), -1, -1)
-    x = torch.cat([cls.to(x.dtype), x], 1)
+    x = t.norm_pre(torch.cat([cls.to(x.dtype), x], 1))
     *blocks, last = t.blocks
     for block in blocks: x = self.run(block, x)
     if not local: return t.norm(self.run(last, x))

@@ -6,12 +6,14 @@ Docs: https://rils-nb.github.io/rils_nb/processes.html.md"""
 
 # %% auto #0
 __all__ = ['DIED', 'HUNG_UP', 'world', 'all_sum', 'gather', 'summed', 'local', 'gathered', 'cut_like', 'by_itself', 'in_words',
-           'together', 'same_everywhere', 'tune_cpu']
+           'together', 'same_everywhere', 'Interrupted', 'dividing', 'own_turns', 'in_turns', 'of_main', 'tune_cpu']
 
 # %% ../nbs/02_processes.ipynb #8e9e6fa1
-import ctypes, warnings
-from contextlib import contextmanager
+import ctypes, io, warnings
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextvars import ContextVar
 from functools import cache
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -126,6 +128,69 @@ def same_everywhere(
     steps, squares = all_sum(torch.tensor([first, first**2], device=acc.device)).tolist()
     if squares * world()[1] != steps**2:
         raise UserError('the processes found different checkpoints: the run folder must be on a file system that all of them share')
+
+# %% ../nbs/02_processes.ipynb #332d6664
+class Interrupted(BaseException): "Work was told to end."  # no Exception: nobody but us may catch it
+
+_NEVER = SimpleNamespace(signal=0, held=nullcontext)  # nobody tells to stop
+
+class _Turns:
+    "What processes that work in turns say to each other."
+    def __init__(self, stop): self.stop, self.over = stop, False
+    def say(self, *mine):  # nothing: this process leaves -> what each process said
+        found = [None] * world()[1]
+        with self.stop.held(): dist.all_gather_object(found, mine)
+        self.over = not all(found)
+        if self.over: raise Interrupted
+        return [f[0] for f in found]
+
+_turns = ContextVar('turns', default=None)
+
+@contextmanager
+def dividing(stop=_NEVER):  # Stop
+    "Within this block, which all processes enter, `in_turns` divides its work; one that leaves early takes the others with it."
+    if world()[1] == 1:
+        yield
+        return
+    turns = _Turns(stop)
+    before = _turns.set(turns)
+    try:
+        with redirect_stdout(io.StringIO()) if world()[0] else nullcontext(): yield  # one of them speaks for all
+        turns.say(True)
+    except KeyboardInterrupt: raise                                         # at once, perhaps in the middle of a word
+    except BaseException:
+        if not turns.over:
+            with suppress(Interrupted, RuntimeError): turns.say()
+        raise
+    finally: _turns.reset(before)
+
+# %% ../nbs/02_processes.ipynb #04b2a21f
+def own_turns(parts):  # list -> list
+    "The parts that this process will be asked to do."
+    rank, n = world()
+    return parts[rank::n] if _turns.get() else parts
+
+def in_turns(
+    parts,  # list, the same on all processes
+    f,      # function of a part; the result can be pickled
+):  # -> iterator over the results for all parts, to be read to its end
+    "`f` of every part, in order; within `dividing`, each process does every n-th."
+    turns, (rank, n) = _turns.get(), world()
+    if not turns:
+        yield from map(f, parts)
+        return
+    for a in range(0, len(parts), n):
+        try: mine = f(parts[a + rank]) if a + rank < len(parts) else None
+        except UserError as e: mine = e
+        for v in turns.say(mine)[:len(parts) - a]:
+            if isinstance(v, UserError): raise v
+            yield v
+        if turns.stop.signal: raise Interrupted                             # it came while they talked
+
+def of_main(v):  # what can be pickled
+    "What the main process has, within `dividing` on all processes."
+    turns = _turns.get()
+    return turns.say(v)[0] if turns else v
 
 # %% ../nbs/02_processes.ipynb #8b08b963
 def _hold_memory():  # glibc

@@ -42,7 +42,7 @@ class CLIP(Method):
         size = SIZES[config.size]
         super().__init__(config, embed=size.embed)
         self.text = TextEncoder(width=size.text_width, heads=size.text_heads, layers=size.text_depth, output_dim=size.embed,
-                                act_layer=QuickGELU if quick_gelu else nn.GELU)
+                                act_layer=QuickGELU if quick_gelu or size.quick_gelu else nn.GELU)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(10 if contrastive == 'sigmoid' else 1 / 0.07)]))  # FSDP shards no scalars
         if contrastive == 'sigmoid': self.logit_bias = nn.Parameter(torch.tensor([-10.]))
         self.comparison = COMPARISONS[contrastive]
@@ -87,10 +87,10 @@ MEMORY = 2**31  # bytes of features that are remembered at most
 
 @patch
 def feature(self:CLIP, image, samples=None):  # (B,3,H,W) uint8, list of B numbers -> (B,D)
-    "The encoder's mean feature of each image; where it is always the same, it is computed once."
+    "The encoder's feature of each image; where it is always the same, it is computed once."
     known = None if samples is None or isinstance(self.visual.trunk.cls_token, DTensor) else self.remembered  # in shards, all have to take part
     if known is not None and all(i in known for i in samples): return torch.stack([known[i] for i in samples])
-    f = self.visual.encode(self.visual.patches(image))[:, 1:].mean(1)
+    f = self.visual.pool(self.visual.encode(self.visual.patches(image)))
     if known is not None and len(known) * f[0].nbytes < MEMORY: known.update(zip(samples, f.clone().unbind()))
     return f
 
@@ -158,7 +158,7 @@ class MAECLIP(Pixels, Joint):
     def towers(self, image, tokens, keys, words=None):  # -> (B,E), (B,E), (B,) loss of the pixels
         "Both embeddings, and the reconstruction."
         x = self.visual.patches(image)                                              # (B,N,D)
-        z_i, z_t = self.visual.project(self.visual.encode(x)[:, 1:].mean(1)), self.text(tokens, words)
+        z_i, z_t = self.visual.project(self.visual.pool(self.visual.encode(x))), self.text(tokens, words)
         return z_i, z_t, self.pixels(image, x, keys)
 
     def forward(self, batch):
@@ -206,7 +206,7 @@ def towers(self:RILS, image, tokens, keys, words=None):  # (B,3,H,W) uint8, (B,L
         x = v.encode(v.patches(image))                                              # (B,1+N,D)
     mask = self.mask(keys, image, looks and looks[0])
     f = self.targets(image, x, entered)                                             # (B,N,D)
-    z_i, z_t = v.project(x[:, 1:].mean(1)), self.text(tokens, words)
+    z_i, z_t = v.project(v.pool(x)), self.text(tokens, words)
     return z_i, z_t, take(f, self.asked_for(mask)), mask.visible, mask.hidden
 
 @patch
@@ -225,7 +225,7 @@ def scores(self:RILS, image):  # (B,3,H,W) -> (B,N)
 @torch.no_grad()
 def look(self:RILS, attn, x):  # the last block's attention, (B,1+N,D) -> (B,N)
     "How much is asked of each patch."
-    return attention_to_patches(attn, x, self.visual.n_patches, class_token=False)
+    return attention_to_patches(attn, x, self.visual.n_patches, class_token=self.visual.trunk.global_pool == 'token')
 
 # %% ../nbs/13_rils.ipynb #55b675f1
 @patch

@@ -9,9 +9,11 @@ __all__ = ['Stop']
 
 # %% ../nbs/31_stops.ipynb #4a25fc23
 import os, signal
+from contextlib import contextmanager, nullcontext
 
 from fastcore.basics import patch
 import torch
+from .processes import Interrupted
 
 # %% ../nbs/31_stops.ipynb #8e16c778
 class Stop:
@@ -25,8 +27,6 @@ class Stop:
         for s, handler in self.old.items(): signal.signal(s, handler)
 
 # %% ../nbs/31_stops.ipynb #44f7d6cb
-class _Interrupted(BaseException): "A signal came in an evaluation."  # no Exception: nobody but us may catch it
-
 @patch
 def note(self:Stop,
     number,  # of the signal
@@ -38,17 +38,31 @@ def note(self:Stop,
     self.signal = number
     if self.at_once:
         self.at_once = False
-        raise _Interrupted
+        raise Interrupted
 
 # %% ../nbs/31_stops.ipynb #8a368535
 @patch
-def interruptible(self:Stop, f):  # f: function without arguments -> what it returns, or None
+def interruptible(self:Stop,
+    f,                 # function without arguments
+    among=nullcontext, # function that gives a context for it: `dividing`, where all processes do it together
+):  # -> what it returns, or None
     "Call a function that a signal ends."
     try:
-        self.at_once = True
-        return None if self.signal else f()
-    except _Interrupted: return None
-    finally: self.at_once = False
+        with among():
+            try:
+                self.at_once = True
+                if self.signal: raise Interrupted
+                return f()
+            finally: self.at_once = False
+    except Interrupted: return None
+
+@patch
+@contextmanager
+def held(self:Stop):
+    "Within this block a signal is only noted: what processes say to each other is not broken off."
+    before, self.at_once = self.at_once, False
+    try: yield
+    finally: self.at_once = before and not self.signal
 
 # %% ../nbs/31_stops.ipynb #d02ee3d5
 @patch

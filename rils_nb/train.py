@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from . import harness, pictures
 from .core import UserError, command, nearest, notice, only_one, read_jsonl, write_text, writing
 from .config import from_json, parse, to_json
-from .processes import all_sum, by_itself, gathered, in_words, same_everywhere, together, world
+from .processes import all_sum, by_itself, dividing, gathered, in_words, of_main, same_everywhere, together, world
 from .readers import open_source
 from .loader import loader
 from .methods import completed, make
@@ -177,11 +177,10 @@ def to_evaluate(
     method,   # Method that is trained
     average,  # Average or None
     acc,      # Accelerator
-):  # -> Method, or None where this is not the main process
+):  # -> Method
     "The method that evaluations take: the average where there is one, and whole. All processes must call this."
-    if not (average or acc.is_fsdp2): return method if acc.is_main_process else None
-    tensors = gathered(average.state if average else method.state_dict(), acc.is_main_process)
-    if not acc.is_main_process: return None
+    if not (average or acc.is_fsdp2): return method
+    tensors = gathered(average.state if average else method.state_dict(), True)
     copy = make(method.config)
     copy.load_state_dict(tensors)
     copy.classes = method.classes
@@ -198,11 +197,11 @@ def evaluate(
     "Run the tasks, print the table, append to results.jsonl; a step whose results stand there is not evaluated again."
     path = Path(config.out)/'results.jsonl'
     ours = lambda r: (r['model'], r['data'], r['step']) == (harness.name_of(method), config.eval_data, step) and r['config']['eval_samples'] == config.eval_samples
-    there = [r for r in read_jsonl(path) if ours(r)]                                # and not what rils-eval wrote
+    there = of_main([r for r in read_jsonl(path) if ours(r)])                       # and not what rils-eval wrote
     if set(tasks) <= {r['task'] for r in there}: return {f'{r["task"]}/{k}': v for r in there for k, v in r['metrics'].items()}
     results = harness.run_tasks(method, config, source, tasks)
     print(harness.table(results), flush=True)
-    harness.record(path, method, config.eval_data, results, step=step)
+    if world()[0] == 0: harness.record(path, method, config.eval_data, results, step=step)
     return results
 
 # %% ../nbs/33_train.ipynb #112d7a82
@@ -234,13 +233,13 @@ def look(
     save,    # function of step and best that saves
     shown,   # function that gives the method to evaluate
 ):  # -> signal number or 0
-    "Evaluate on the main process where it is time to, and save the best."
+    "Evaluate where it is time to, all processes together, and save the best."
     if not tasks or not (step == steps or config.eval_every and step % config.eval_every == 0): return 0
     method = shown()
-    results = acc.is_main_process and stop.interruptible(lambda: evaluate(method, config, source, tasks, step)) or {}
+    results = stop.interruptible(lambda: evaluate(method, config, source, tasks, step), partial(dividing, stop)) or {}
     before = best_of(Path(config.out)/'checkpoints')[1].get(config.best, -math.inf)
     better = results.get(config.best, -math.inf) > before
-    told = all_sum(torch.stack([stop.flag(acc.device), torch.tensor(float(better), device=acc.device)])).cpu()
+    told = all_sum(torch.stack([stop.flag(acc.device), torch.tensor(float(better and acc.is_main_process), device=acc.device)])).cpu()
     if told[1]: save(step, {config.best: results.get(config.best)})
     return stop.agreed(told[0])
 

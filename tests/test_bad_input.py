@@ -41,6 +41,10 @@ def there(tmp_path_factory):
     (d/'nothing').mkdir()
     for name in ('one/cat', 'hollow/cat', 'hollow/dog', 'hollow/notes'): (d/name).mkdir(parents=True)
     for name in ('one/cat', 'hollow/cat', 'hollow/dog'): Image.new('RGB', (8, 8)).save(d/name/'a.png')
+    for folder in ('rendered-sst2/test/negative', 'rendered-sst2/test/positive', 'eurosat/2750/Forest', 'eurosat/2750/Fields'):
+        (d/folder).mkdir(parents=True)
+        Image.new('RGB', (8, 8)).save(d/folder/'a.png')
+    (d/'NWPU-RESISC45').mkdir()
     return d
 
 CASES = [
@@ -94,7 +98,7 @@ CASES = [
     ('rils-train shapes_finetune --init= --data {d}/hollow', 'no image in the folder of the class `notes`'),
     ('rils-train shapes_finetune --init= --opts classes=9', 'the data has 64 classes, and --opts says classes=9'),
     ('rils-train shapes_finetune --init= --batch 9', 'give a multiple of 2, or --opts mixup=0,cutmix=0'),
-    ('rils-train shapes_finetune --init {d}/good --size mini --image_size 64', 'it is of --size tiny'),
+    ('rils-train shapes_finetune --init {d}/good --size mini --image_size 64', '--size tiny fits'),
     ('rils-train shapes_linear --init= --opts rates=fast', 'as 0.1:1:10'),
     ('rils-eval {d}/good --tasks classification', 'has no classifier, which classification needs'),
     ('rils-train --init {d}/nowhere', 'no checkpoint'),
@@ -116,6 +120,17 @@ CASES = [
     ('rils-eval {d}/mae --tasks zeroshot', '`mae` has no text tower, so zeroshot is undefined; use probe'),
     ('rils-eval {d}/good --class_names {d}/classes.txt', 'class'),
     ('rils-eval {d}/good --taks probe', 'did you mean `--tasks`?'),
+    ('rils-eval {d}/good --suite zeroshot12 --root {d}', 'did you mean `zeroshot21`?'),
+    ('rils-eval {d}/good --suite sst2,food --root {d}', 'did you mean `food101`?'),
+    ('rils-eval {d}/good --suite zeroshot21', 'needs --root DIR'),
+    ('rils-eval {d}/good --suite zeroshot21 --root {d}/nowhere', 'needs --root DIR'),
+    ('rils-eval {d}/good --suite zeroshot21 --root {d}/nothing', 'no data set of `zeroshot21` is in'),
+    ('rils-eval {d}/good --root {d}', 'give --suite too'),
+    ('rils-eval {d}/good --suite sst2 --root {d} --tasks probe', 'leave out --tasks'),
+    ('rils-eval {d}/good --suite sst2 --root {d} --templates {d}/classes.txt', 'leave out --templates'),
+    ('rils-eval {d}/mae --suite sst2 --root {d}', 'no text tower'),
+    ('rils-eval {d}/good --suite sst2,eurosat --root {d}', 'not declared: `Fields`; not on the disk: `AnnualCrop`'),
+    ('rils-eval {d}/good --suite resisc45 --root {d}', 'its classes are not those declared'),
     ('rils-eval timm:vit_basee_patch16_224', 'did you mean'),
     ('rils-eval open_clip:ViT-B-166', 'did you mean'),
     ('rils-data pack {d}/pairs.csv {d}/out', 'exist already'),

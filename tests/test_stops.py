@@ -11,10 +11,14 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from rils_nb.core import read_jsonl, wrong_sums
+from rils_nb.harness import evaluate
 from rils_nb.readers import open_source
 from rils_nb.packing import pack
-from rils_nb.runs import EMA, WEIGHTS, load, newest, read_tensors
+from rils_nb.config import Config
+from rils_nb.methods import make
+from rils_nb.runs import EMA, WEIGHTS, load, newest, read_tensors, save
 from rils_nb.train import fit
+import two_stops
 from starting import ENV, nursery
 
 FILES = WEIGHTS, EMA, 'trainer.safetensors'
@@ -164,7 +168,6 @@ def two(nursery, tmp_path_factory):
 
 def alone(run, keep=4, **fields):
     "The run of two_stops.py by one process, with only the checkpoint of step `keep`; the samples of each step."
-    import two_stops
     two_stops.Told.keys = []
     AcceleratorState._reset_state(reset_partial_state=True)  # what an earlier test of this process left
     assert fit(replace(two_stops.BASE, out=str(run), processes=1, **fields)) == 0
@@ -237,10 +240,21 @@ def test_an_infinite_slope_in_one_of_two_processes(two, name):
     files = list((case.run/'checkpoints').glob('step-*/*.safetensors'))
     assert len(files) == 3 * 8 and all(v.isfinite().all() for f in files for v in read_tensors(f).values())
 
-def test_two_processes_are_stopped_in_an_evaluation(two):
-    "The evaluation would take an hour."
-    case = two('evaluating')
-    assert case.came == [[signal.SIGTERM]] * 2 and saved(case.run) == [3]
+@pytest.mark.parametrize('name', ['evaluating', 'evaluating_in_turns', 'evaluating_alone'])
+def test_two_processes_are_stopped_in_an_evaluation(two, name):
+    "Both are told, or one while the other waits for its part, or for its end. Two of these evaluations would take an hour."
+    case = two(name)
+    assert case.came == [[signal.SIGTERM]] * 2 and saved(case.run) == [3] and not (case.run/'results.jsonl').exists()
+
+def test_an_evaluation_that_fails_in_one_of_two_processes(two):
+    assert two('evaluation_fails').came == [['UserError: the cable is out']] * 2
+
+def test_two_processes_divide_an_evaluation(two):
+    "Each encodes its part, and the figures are those of one process, to the last digit."
+    run = two('divided_work').run
+    assert [int((run/f'encoded-{rank}').read_text()) for rank in (0, 1)] == [16 + 16, 16 + 2]  # batches of 16, 16, 16, 2
+    together = {f'{r["task"]}/{k}': v for r in read_jsonl(run/'results.jsonl') for k, v in r['metrics'].items() if r['task'] != 'divided'}
+    assert len(together) > 20 and together == evaluate(run, batch=16, tasks=['retrieval', 'zeroshot', 'probe', 'scenes'])
 
 def test_data_that_one_of_two_processes_lacks(two):
     case = two('no_data')
@@ -253,6 +267,15 @@ def test_a_full_disk_under_two_processes(two):
     (first,), (second,) = case.came
     assert 'File too large' in first and 'could not write a checkpoint' in second
     assert saved(case.run) == [] and not left_aside(case.run) and max(steps_of(case.run)) < 50
+
+def test_rils_eval_in_two_processes(nursery, tmp_path):
+    (tmp_path/'run').mkdir()
+    save(make(Config(method='clip')), tmp_path/'run')
+    nursery.together('two_stops:measure', tmp_path/'run', tmp_path/'two.jsonl', log=tmp_path/'log')
+    two_stops.measure(str(tmp_path/'run'), tmp_path/'one.jsonl')
+    one, two = (read_jsonl(tmp_path/f'{n}.jsonl') for n in ('one', 'two'))
+    assert [r['task'] for r in two] == ['retrieval', 'probe'] and one == two
+    assert (tmp_path/'log').read_text().count('i2t_r10') == 1                            # one process speaks for both
 
 CLI = ['-m', 'rils_nb.train', *SMALL, '--steps', '100000', '--save_every', '10', '--workers', '1', '--processes', '2', '--out']
 

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from rils_nb import harness, machine, train
 from rils_nb.config import Config
 from rils_nb.core import Registry, UserError, write_text
-from rils_nb.processes import world
+from rils_nb.features import features
+from rils_nb.processes import in_turns, world
 from rils_nb.methods import METHODS
 from rils_nb.rils import MAE
 
@@ -38,12 +39,47 @@ class Told(MAE):
 
 @harness.task('endless')
 def endless(model, config, source):
-    "An evaluation in which both processes are told to stop: this one, and the one that waits for it."
+    "An evaluation in which both processes are told to stop."
     other = Path(config.out).with_name('pid-1')
     os.kill(int(other.read_text()), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(3600)
     return {}
+
+@harness.task('turns')
+def turns(model, config, source):
+    "Work in turns, in which process 1 is told to stop in its second part; process 0 waits for it."
+    def part(k):
+        if k == 3: os.kill(os.getpid(), signal.SIGTERM)
+        return k
+    return dict(sum=float(sum(in_turns(range(9), part))), n=1)
+
+@harness.task('hours')
+def hours(model, config, source):
+    "Process 0 is told to stop in long work of its own; process 1 has come to the end of the evaluation."
+    if world()[0] == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3600)
+    return dict(n=1)
+
+@harness.task('fails')
+def fails(model, config, source):
+    "Process 1 alone meets an error; process 0 waits for its part."
+    def part(k):
+        if k == 3: raise UserError('the cable is out')
+        return k
+    return dict(sum=float(sum(in_turns(range(9), part))), n=1)
+
+@harness.task('divided')
+def divided(model, config, source):
+    "Features, and how many images this process had to encode for them."
+    own = []
+    def encode(x):
+        own.append(len(x))
+        return model.encode_image(x)
+    n = len(features(model, source, 0, config.batch, encode=encode)['index'])
+    write_text(Path(config.out)/f'encoded-{world()[0]}', str(sum(own)))
+    return dict(n=n)
 
 @harness.task('weights')
 def weights(model, config, source): return dict(sum=float(sum(p.double().abs().sum() for p in model.parameters())), n=1)
@@ -82,6 +118,10 @@ def begin(name, out):
     Accelerator.end_training = lambda self: None  # the processes stay together for the next run
     CASES[name](Case(out))
 
+def measure(model, out):
+    "What `rils-eval` does under a launcher."
+    harness.evaluate_command(dict(model=model, tasks='retrieval,probe', data='scenes:split=val,n=50', batch=16, out=out, device='cpu'), dict(train_samples=200))
+
 @case
 def whole(c): c.run()
 @case
@@ -106,6 +146,14 @@ def evaluating(c):
     write_text(c.out/f'pid-{c.rank}', str(os.getpid()))
     dist.barrier()
     c.run(steps=3, eval_data='scenes:split=val,n=50', tasks='endless')
+@case
+def evaluating_in_turns(c): c.run(steps=3, eval_data='scenes:split=val,n=50', tasks='turns')
+@case
+def evaluating_alone(c): c.run(steps=3, eval_data='scenes:split=val,n=50', tasks='hours')
+@case
+def evaluation_fails(c): c.run(steps=3, eval_data='scenes:split=val,n=50', tasks='fails')
+@case
+def divided_work(c): c.run(steps=3, method='clip', opts='', eval_data='scenes:split=val,n=50', tasks='divided,retrieval,zeroshot,probe,scenes')
 @case
 def sharded(c):
     machine.Accelerator = Sharded

@@ -19,7 +19,7 @@ from ..harness import task
 def backbone(model):  # -> function of (B,3,S,S) uint8 -> (B,D)
     "The encoder of a model, without the projection."
     visual = getattr(model, 'visual', None)
-    def encode(image): return visual.encode(visual.patches(image))[:, 1:].mean(1)
+    def encode(image): return visual.pool(visual.encode(visual.patches(image)))
     return encode if hasattr(visual, 'patches') else model.encode_image
 
 # %% ../../nbs/evals/22_probe.ipynb #94cfdf36

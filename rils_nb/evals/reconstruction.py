@@ -27,8 +27,8 @@ def divergences(
 ):  # -> Counter: sums over the hidden patches of matched images, and `n`, how many these are
     "KL(p || q) of four predictions, in nats, and how often two of them name the target's text."
     image, mask = batch['image'], model.mask(batch['keys'], batch['image'])
-    f, z = model.visual.encode(model.visual.patches(image))[:, 1:], model.encode_text(batch['tokens'])       # (B,N,D), (B,E)
-    z_i = model.visual.project(f.mean(1))
+    x, z = model.visual.encode(model.visual.patches(image)), model.encode_text(batch['tokens'])       # (B,N,D), (B,E)
+    f, z_i = x[:, 1:], model.visual.project(model.visual.pool(x))
     best = (F.normalize(z_i, dim=-1) @ F.normalize(z, dim=-1).T).argmax(1)
     hit = batch['ids'][best] == batch['ids']                                                                # the set C
     mask, image = mask[hit], image[hit]

@@ -21,12 +21,13 @@ TEMPLATES = ('a photo of a {}', 'a picture of a {}', 'an image of a {}', 'a {}',
 
 def classifier(
     model,      # with a text tower
-    names,      # C class names
+    names,      # C class names; a tuple of names for a class with synonyms
     templates=TEMPLATES,  # texts with {} where the name goes
 ):  # -> (C,E) normalised
-    "One embedding for each class: the average over its prompts."
-    z = F.normalize(text_features(model, [t.format(n) for n in names for t in templates]), dim=-1)
-    return F.normalize(z.view(len(names), len(templates), -1).mean(1), dim=-1)
+    "One embedding for each class: the average over its prompts, every template with every synonym."
+    prompts = [[t.format(s) for t in templates for s in ([n] if isinstance(n, str) else n)] for n in names]
+    z = F.normalize(text_features(model, [p for ps in prompts for p in ps]), dim=-1)
+    return torch.stack([F.normalize(part.mean(0), dim=-1) for part in z.split([len(ps) for ps in prompts])])
 
 # %% ../../nbs/evals/20_zeroshot.ipynb #297b5566
 def _lines(path, what):  # the lines of a text file that are not empty

@@ -135,11 +135,11 @@ def look(self:ACLIP, around):  # (B,3,H,W) uint8 -> (B,N), (B,D)
     "How much the average looks at each patch of a picture, and its feature."
     v, looks = self.average.copy, []
     v.compiled = False                                                                   # each new hook would be compiled anew
-    hear = lambda attn, args: looks.append(attention_to_patches(attn, args[0], v.n_patches, class_token=False))
+    hear = lambda attn, args: looks.append(attention_to_patches(attn, args[0], v.n_patches, class_token=v.trunk.global_pool == 'token'))
     with ExitStack() as ears:
         for block in v.trunk.blocks[-self.look_blocks:]: ears.callback(block.attn.register_forward_pre_hook(hear).remove)  # -0: all
         x = v.encode(v.patches(around))                                                  # (B,1+N,D)
-    return sum(looks) / len(looks), x[:, 1:].mean(1)
+    return sum(looks) / len(looks), v.pool(x)
 
 @patch
 def shown(self:ACLIP, looks, boxes, keys):  # (B,N), (B,3,4), (B,) -> (B,V), (B,V)

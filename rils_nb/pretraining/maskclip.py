@@ -198,7 +198,7 @@ def towers(self:MaskCLIP, image, tokens, keys, words=None):  # -> (B,E), (B,E), 
     v = self.visual
     x = v.patches(image)                                                            # (B,N,D)
     full = v.encode(x)
-    z_i, z_t = v.project(full[:, 1:].mean(1)), self.text(tokens, words)
+    z_i, z_t = v.project(v.pool(full)), self.text(tokens, words)
     return z_i, z_t, *self.distil(image, x, full, keys), *(self.guess(tokens, keys, words) if self.mlm else ())
 
 @patch

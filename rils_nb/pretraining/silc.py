@@ -173,9 +173,9 @@ def towers(self:SILC, whole, local, tokens, keys, words=None):  # (B,V,3,S,S), (
     "Embeddings of global views and captions; each term's loss of each picture; sums of the teacher's logits."
     v, split, image = self.visual, partial(torch.unflatten, dim=0, sizes=whole.shape[:2]), whole.flatten(0, 1)
     patches = v.patches(image)
-    x = v.encode(patches)[:, 1:]                                                         # (B*V,N,D)
-    losses, seen = zip(*self.distil(split(self.taught(image, x)), local, split(patches), keys))
-    return split(v.project(x.mean(1))), self.text(tokens, words), torch.stack(losses, 1), torch.stack(seen)[None]
+    full = v.encode(patches)                                                             # (B*V,1+N,D)
+    losses, seen = zip(*self.distil(split(self.taught(image, full[:, 1:])), local, split(patches), keys))
+    return split(v.project(v.pool(full))), self.text(tokens, words), torch.stack(losses, 1), torch.stack(seen)[None]
 
 # %% ../../nbs/pretraining/63_silc.ipynb #42174f96
 @patch

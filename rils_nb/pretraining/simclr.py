@@ -83,7 +83,7 @@ class TwoViews:
     def features_of(self, first, second, *visible):  # (B,3,H,W) each, and (B,V) each where not all patches are seen -> (B,D) each
         "The encoder's mean feature of both views."
         x = self.visual.patches(torch.cat([first, second]))
-        return self.visual.encode(x, torch.cat(visible) if visible else None)[:, 1:].mean(1).chunk(2)
+        return self.visual.pool(self.visual.encode(x, torch.cat(visible) if visible else None)).chunk(2)
 
     def compare_views(self, a, b):  # (B,D) each -> scalar
         "The loss of two views' features."

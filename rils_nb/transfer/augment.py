@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/transfer/augment.html.md"""
 __all__ = ['drawn_by', 'strong_view', 'mix_view', 'mix_pairs', 'mixed_loss']
 
 # %% ../../nbs/transfer/71_augment.ipynb #cddda4c9
-import math, random
+import random
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.mixup import Mixup, cutmix_bbox_and_lam
 from timm.data.random_erasing import RandomErasing
 from ..core import UserError, key, seeded
 from ..loader import image_view
 from ..losses import exact
+from ..model import SIZES
 
 # %% ../../nbs/transfer/71_augment.ipynb #36200bd9
 @contextmanager
@@ -38,16 +38,14 @@ def drawn_by(k):  # integer in [0, 2^63)
         np.random.set_state(kept[1])
 
 # %% ../../nbs/transfer/71_augment.ipynb #b4b23566
-_STATS = [torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)]
-
-def _erased(x, erase):  # (3,H,W) uint8, RandomErasing -> (3,H,W) uint8
-    mean, std = _STATS
+def _erased(x, erase, size):  # (3,H,W) uint8, RandomErasing, Size -> (3,H,W) uint8
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (size.mean, size.std))
     made = erase(torch.full(x.shape, torch.nan))                        # noise in the rectangle, nothing elsewhere
     return torch.where(made.isnan(), x, ((made.nan_to_num() * std + mean) * 255).round().clamp(0, 255).byte())
 
-def _randaugment(words, size):  # timm's words -> function of a PIL image
-    grey = tuple(round(255 * m) for m in IMAGENET_DEFAULT_MEAN)
-    try: return rand_augment_transform(words, dict(translate_const=int(size * 0.45), img_mean=grey, interpolation=Image.Resampling.BICUBIC))
+def _randaugment(words, side, size):  # timm's words, pixels, Size -> function of a PIL image
+    grey = tuple(round(255 * m) for m in size.mean)
+    try: return rand_augment_transform(words, dict(translate_const=int(side * 0.45), img_mean=grey, interpolation=Image.Resampling.BICUBIC))
     except Exception: raise UserError(f'`{words}` is no RandAugment of timm: give e.g. rand-m9-mstd0.5-inc1, or nothing')
 
 def strong_view(
@@ -56,13 +54,14 @@ def strong_view(
     erasing=0.,      # how often a rectangle is erased
 ):  # -> function of sample, key that gives (3,S,S) uint8
     "The crop, distorted and erased."
-    crop, distort = image_view(config), randaugment and _randaugment(randaugment, config.image_size)
+    crop, size = image_view(config), SIZES[config.size]
+    distort = randaugment and _randaugment(randaugment, config.image_size, size)
     erase = RandomErasing(erasing, mode='pixel', device='cpu') if erasing else None
     def view(sample, k):
         x = crop(sample, k)
         with drawn_by(key(k, 'strong')):
             if distort: x = TF.pil_to_tensor(distort(TF.to_pil_image(x)))
-            return _erased(x, erase) if erase else x
+            return _erased(x, erase, size) if erase else x
     return view
 
 # %% ../../nbs/transfer/71_augment.ipynb #1ba95a76
