@@ -21,7 +21,7 @@ from .core import Registry, UserError, nearest
 class Config:
     "Everything that determines a run."
     # what is learned
-    method:str='rils'         # pre-training method: rils, clip, mae, mae_clip, slip, milan, ...; an unknown name lists all
+    method:str='rils'         # rils, clip, mae, mae_clip, slip, milan, ..., or finetune, linear (on labelled images); an unknown name lists all
     opts:str=''               # options of the method alone, as key=value,key=value
     init:str=''               # what training starts from: a run, open_clip:NAME/TAG, timm:NAME/pretrained or an exported folder; empty = random weights
     size:str='tiny'           # encoder sizes: tiny, mini (laptop), ViT-S-16, ViT-B-32, ViT-B-16, ViT-L-16; ViT-B-16-clip and others for CLIP's public weights, an unknown one lists all
@@ -166,7 +166,7 @@ def register_recipe(f):  # a function that gives a Config
 
 def all_recipes():  # -> RECIPES, filled
     "Every recipe, by name."
-    importlib.import_module('rils_nb.recipes')
+    for module in ('recipes', 'tuning'): importlib.import_module(f'rils_nb.{module}')
     return RECIPES
 
 # %% ../nbs/01_config.ipynb #24e68360

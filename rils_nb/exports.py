@@ -53,21 +53,23 @@ def to_open_clip(
     return _opened_with(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
 # %% ../nbs/40_export.ipynb #a1d70dea
-def _timm_config(method):  # -> dict, the content of config.json
+def _timm_config(method, args):  # -> dict, the content of config.json
     size = SIZES[method.config.size]
-    args = dict(global_pool=size.pool, fc_norm=False, img_size=method.image_size, num_classes=0)
+    n, named = args['num_classes'], dict(label_names=method.classes) if method.classes else {}
     cfg = dict(input_size=[3, method.image_size, method.image_size], mean=size.mean, std=size.std, interpolation='bicubic',
-               crop_pct=1.0, num_classes=0, first_conv='patch_embed.proj', classifier='head', license='')
-    return dict(architecture=size.timm, num_classes=0, num_features=method.visual.width, model_args=args, pretrained_cfg=cfg)
+               crop_pct=1.0, num_classes=n, first_conv='patch_embed.proj', classifier='head', license='')
+    return named | dict(architecture=size.timm, num_classes=n, num_features=method.visual.width,
+                        model_args=args | dict(img_size=method.image_size), pretrained_cfg=cfg)
 
 @TARGETS.register('timm')
 def to_timm(
     method,  # Method
     folder,  # existing folder to write into
 ):  # -> str, how to open it
-    "Write the image encoder as timm opens it."
-    write_text(Path(folder)/'config.json', json.dumps(_timm_config(method), indent=1))
-    write_tensors(method.visual.trunk.state_dict(), Path(folder)/'model.safetensors')
+    "Write the image encoder, and the classifier where there is one, as timm opens them."
+    args, tensors = method.as_timm()
+    write_text(Path(folder)/'config.json', json.dumps(_timm_config(method, args), indent=1))
+    write_tensors(tensors, Path(folder)/'model.safetensors')
     return _opened_with(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
 
 # %% ../nbs/40_export.ipynb #1ee974eb

@@ -235,9 +235,14 @@ def normalise(self:ImageEncoder, image):  # (B,3,H,W) uint8, or float from 0 to 
     return unit_pixels(image, self.mean.dtype).sub_(self.mean).div_(self.std)
 
 @patch
+def embed(self:ImageEncoder, x):  # (B,3,H,W) normalised -> (B,N,D)
+    "Patch embeddings of normalised pixels, with their positions."
+    return self.trunk.patch_embed(x) + self.trunk.pos_embed[:, 1:]
+
+@patch
 def patches(self:ImageEncoder, image):  # (B,3,H,W) uint8 -> (B,N,D)
     "Patch embeddings with their positions."
-    return self.trunk.patch_embed(self.normalise(image)) + self.trunk.pos_embed[:, 1:]
+    return self.embed(self.normalise(image))
 
 # %% ../nbs/09_model.ipynb #a561640e
 @patch

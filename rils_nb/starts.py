@@ -29,7 +29,7 @@ def tensors_of(
 ):  # -> dict: name -> tensor, and a list of what was resized, in words
     "The weights of any model under this package's names; raises `UserError` for an image encoder that timm cannot bring into `trunk`."
     net = getattr(model, 'net', model)
-    state = {k: v.detach() for k, v in net.state_dict().items()}
+    state = {k: v.detach() for k, v in net.state_dict().items() if not (k.startswith('visual.trunk.head.') and getattr(model, 'classify', None))}  # a classifier says nothing of other classes
     raw = {k: v for k, v in state.items() if k.startswith('visual.')} if hasattr(net, 'visual') else state  # the image encoder
     try: image = checkpoint_filter_fn(raw, trunk)
     except Exception as e: raise UserError(f'its image encoder is of another kind ({" ".join(str(e).split())[:100]})')
@@ -113,7 +113,10 @@ def sort_out(
     source, # Method or Library that it starts from
 ):  # -> dict: name -> tensor to load; list of what was resized; dict: part -> why it is left out
     "What of a start fits a method; raises `UserError` where its image encoder does not, or nothing does."
-    (theirs, resized), mine, fits, out = tensors_of(source, method.visual.trunk), method.state_dict(), {}, {}
+    (theirs, resized), mine, fits = tensors_of(source, method.visual.trunk), method.state_dict(), {}
+    drawn = {k for k in mine.keys() ^ theirs.keys() if k.startswith(method.fresh)}   # what only one of the two has, and the method can do without
+    out = {k.rpartition('.')[0]: 'random, the start has none' if k in mine else 'the method has none' for k in sorted(drawn)}
+    whole, (theirs, mine) = theirs, ({k: v for k, v in tensors.items() if k not in drawn} for tensors in (theirs, mine))
     for part in dict.fromkeys([*PARTS, *map(part_of, [*mine, *theirs])]):
         a, b = ({k: v for k, v in tensors.items() if part_of(k) == part} for tensors in (theirs, mine))
         if not (a or b): continue
@@ -121,7 +124,7 @@ def sort_out(
                else misfit(part, a, b, [activation(x, part) for x in (source, method)]))
         if why: out[part] = why
         else: fits |= {k: v.reshape(b[k].shape) for k, v in a.items()}
-    if why := out.get('visual.trunk'): raise UserError(f'its image encoder does not fit: {why}{other_sizes(theirs, activation(source, "visual.trunk"))}')
+    if why := out.get('visual.trunk'): raise UserError(f'its image encoder does not fit: {why}{other_sizes(whole, activation(source, "visual.trunk"))}')
     w, b = (f'visual.trunk.patch_embed.proj.{k}' for k in ('weight', 'bias'))
     pixels = getattr(source, 'visual', source)                                       # where a model keeps the measure of its pixels
     fits |= {k: v for k, v in zip((w, b), refit_pixels(fits[w], fits.get(b), pixels.mean, pixels.std, method.visual.mean, method.visual.std)) if v is not None}

@@ -27,7 +27,7 @@ from .config import from_json, parse, to_json
 from .processes import all_sum, by_itself, dividing, gathered, in_words, of_main, same_everywhere, together, world
 from .readers import open_source
 from .loader import loader
-from .methods import make
+from .methods import completed, make
 from .optim import Average, BAD_STEPS, grad_size, lr_at, optimizer_of, unusable
 from .runs import (EMA, Saver, WEIGHTS, bad_kinds, best_of, check_whole, claim, is_longer, load, note_bad, order_of, read_tensors, restore, 
     snapshot, steps_of, tidy)
@@ -67,7 +67,7 @@ class Training:
     "What the steps of a run share."
     def __init__(self, method, source, acc, config, steps, stop, resume_from, teacher, each):
         self.method, self.acc, self.config, self.steps, self.stop, self.each = method, acc, config, steps, stop, each
-        self.optimizer, order = optimizer_of(method, config), order_of(source, resume_from, teacher)
+        self.optimizer, order = optimizer_of(method, config), order_of(source, resume_from, teacher, method.classes)
         if resume_from: method.load_state_dict(read_tensors(resume_from/WEIGHTS))
         self.model, self.prepared = acc.prepare(method, self.optimizer)
         self.average = Average(method, config.ema, resume_from and read_tensors(resume_from/EMA)) if config.ema else None
@@ -183,6 +183,7 @@ def to_evaluate(
     tensors = gathered(average.state if average else method.state_dict(), True)
     copy = make(method.config)
     copy.load_state_dict(tensors)
+    copy.classes = method.classes
     return copy.to(acc.device).eval()
 
 # %% ../nbs/33_train.ipynb #4455d2c0
@@ -243,18 +244,19 @@ def look(
     return stop.agreed(told[0])
 
 # %% ../nbs/33_train.ipynb #8f28e375
+@fresh_accelerator()
 def fit(config):  # -> 0, or the number of the signal that stopped the run
     "Train as the config says; everything that comes of it is in the run folder."
     if not config.out: config = dataclasses.replace(config, out=f'runs/{config.method}')
-    with fresh_accelerator(): return _fit(config, claim(config))
-
-def _fit(config, resume_from):
     acc = start(config)
     with in_words(), together(acc):  # everybody has looked before anybody writes
         source = open_source(config.data, config.image_key, config.caption_key, config.label_key)
         check_whole(source, config)
+        config = completed(config, source)
+        resume_from = claim(config)
         eval_source = open_source(config.eval_data, config.image_key, config.caption_key, config.label_key) if config.eval_data else None
         method = make(config)
+        method.meet_data(source)
         told = start_from(method, config.init) if config.init and not resume_from else []
         teacher = find_teacher(method, acc.device)
         tasks = harness.choose(method, eval_source, None if config.tasks == 'auto' else config.tasks) if eval_source else []

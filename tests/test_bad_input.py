@@ -39,6 +39,8 @@ def there(tmp_path_factory):
     (d/'classes.txt').write_text('only one\n')
     (d/'out-000000.tar').write_bytes(b'kept')
     (d/'nothing').mkdir()
+    for name in ('one/cat', 'hollow/cat', 'hollow/dog', 'hollow/notes'): (d/name).mkdir(parents=True)
+    for name in ('one/cat', 'hollow/cat', 'hollow/dog'): Image.new('RGB', (8, 8)).save(d/name/'a.png')
     for folder in ('rendered-sst2/test/negative', 'rendered-sst2/test/positive', 'eurosat/2750/Forest', 'eurosat/2750/Fields'):
         (d/folder).mkdir(parents=True)
         Image.new('RGB', (8, 8)).save(d/folder/'a.png')
@@ -91,6 +93,14 @@ CASES = [
     ('rils-train --opts decoder=prompt', 'did you mean `prompting`?'),
     ('rils-train --method mae --masking semantic', 'asks how much each patch matters, and `mae` does not say'),
     ('rils-train --method slip --opts tau=0', 'tau must be above 0'),
+    ('rils-train shapes_finetune --init= --data {d}/pairs.csv', 'the data has no labels, which classification needs'),
+    ('rils-train shapes_finetune --init= --data {d}/one', 'only `cat`'),
+    ('rils-train shapes_finetune --init= --data {d}/hollow', 'no image in the folder of the class `notes`'),
+    ('rils-train shapes_finetune --init= --opts classes=9', 'the data has 64 classes, and --opts says classes=9'),
+    ('rils-train shapes_finetune --init= --batch 9', 'give a multiple of 2, or --opts mixup=0,cutmix=0'),
+    ('rils-train shapes_finetune --init {d}/good --size mini --image_size 64', '--size tiny fits'),
+    ('rils-train shapes_linear --init= --opts rates=fast', 'as 0.1:1:10'),
+    ('rils-eval {d}/good --tasks classification', 'has no classifier, which classification needs'),
     ('rils-train --init {d}/nowhere', 'no checkpoint'),
     ('rils-train --init {d}/cut', 'no whole checkpoint'),
     ('rils-train --init {d}/good --size mini --image_size 64', 'cannot start a `rils` of --size mini: its image encoder does not fit'),

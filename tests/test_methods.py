@@ -11,7 +11,7 @@ from rils_nb.exports import export
 from rils_nb.features import evaluating
 from rils_nb.libraries import load_model
 from rils_nb.loader import loader
-from rils_nb.methods import METHODS, import_methods, make
+from rils_nb.methods import METHODS, completed, import_methods, make
 from rils_nb.optim import optimizer_of
 from rils_nb.runs import WEIGHTS, load, newest, read_tensors, save
 from rils_nb.scenes import Scenes
@@ -31,7 +31,7 @@ def teacher(tmp_path_factory):
 def small(name, teacher, **more):
     "The config of a method's recipe on the scenes, on eight images."
     config = recipe('shapes' if name == 'rils' else f'shapes_{name}', batch=8, data='scenes:n=64', eval_data='', tasks='', precision='float32', **more)
-    return replace(config, opts=config.opts.replace('runs/shapes_clip', str(teacher)))
+    return completed(replace(config, opts=config.opts.replace('runs/shapes_clip', str(teacher))), Scenes(n=64))
 
 def ready(config):  # -> a method that has met its teacher
     method = make(config)
@@ -80,8 +80,9 @@ def test_saved_and_loaded(name, teacher, tmp_path):
         z, tokens = method.encode_image(x), method.encode_tokens(x)
         assert z.equal(again.encode_image(x)) and tokens.shape[:2] == (2, 16)
         with contextlib.redirect_stdout(io.StringIO()): export(tmp_path, 'timm', tmp_path/'timm')
-        trunk = method.visual.trunk.forward_features(method.visual.normalise(x))[:, 1:].mean(1)
-        assert (load_model(f'timm:local-dir:{tmp_path/"timm"}').encode_image(x) - trunk).abs().max() == 0
+        trunk = method.visual.trunk
+        pooled = trunk.forward_head(trunk.forward_features(method.visual.normalise(x)), pre_logits=True)
+        assert (load_model(f'timm:local-dir:{tmp_path/"timm"}').encode_image(x) - pooled).abs().max() == 0
 
 @pytest.mark.parametrize('name', ALL)
 def test_a_second_step_needs_no_more_memory(name, teacher):
@@ -98,16 +99,25 @@ def test_a_second_step_needs_no_more_memory(name, teacher):
         del storages
     assert kept[2] <= kept[1], kept
 
+def equal_when_resumed(config, out):
+    "Train, and train again from the middle with another number of workers: the same weights and memory of the optimizer, bit for bit."
+    config = replace(config, steps=4, save_every=2, workers=0, init='', out=str(out/'whole'))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert fit(config) == 0
+        shutil.copytree(out/'whole', out/'stopped')
+        shutil.rmtree(newest(out/'stopped'))
+        assert fit(replace(config, out=str(out/'stopped'), resume=True, workers=1)) == 0
+    for file in (WEIGHTS, 'trainer.safetensors'):
+        a, b = (read_tensors(newest(out/run)/file) for run in ('whole', 'stopped'))
+        assert a.keys() == b.keys() and all(v.equal(b[k]) for k, v in a.items())
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ALL)
 def test_stopped_and_resumed(name, teacher, tmp_path):
     "The same weights, bit for bit, whether a run was stopped or not."
-    config = small(name, teacher, steps=4, save_every=2, workers=0, init='', out=str(tmp_path/'whole'))
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert fit(config) == 0
-        shutil.copytree(tmp_path/'whole', tmp_path/'stopped')
-        shutil.rmtree(newest(tmp_path/'stopped'))
-        assert fit(replace(config, out=str(tmp_path/'stopped'), resume=True, workers=1)) == 0
-    for file in (WEIGHTS, 'trainer.safetensors'):
-        a, b = (read_tensors(newest(tmp_path/run)/file) for run in ('whole', 'stopped'))
-        assert a.keys() == b.keys() and all(v.equal(b[k]) for k, v in a.items())
+    equal_when_resumed(small(name, teacher), tmp_path)
+
+@pytest.mark.slow
+def test_stopped_and_resumed_with_every_augmentation(teacher, tmp_path):
+    "RandAugment, erasing, Mixup, CutMix and drop path, with an average of the weights."
+    equal_when_resumed(replace(small('finetune', teacher), crop=0.3, flip=True, ema=0.9, opts='erasing=0.5,drop_path=0.3'), tmp_path)

@@ -9,7 +9,7 @@ from rils_nb.config import Config, recipe
 from rils_nb.core import key
 from rils_nb.loader import loader
 from rils_nb.processes import gathered, world
-from rils_nb.methods import METHODS, import_methods, make
+from rils_nb.methods import METHODS, completed, import_methods, make
 from rils_nb.rils import RILS
 from rils_nb.scenes import Scenes
 from rils_nb.optim import optimizer_of
@@ -22,6 +22,9 @@ RUNS |= {f'{run}_accum': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils'
 import_methods()
 OTHERS = [m for m in METHODS if m not in RUNS]  # with the options of their recipe on the scenes, shapes_NAME
 RUNS |= {f'{m}{more}': None for m in OTHERS for more in ('', '_accum')}
+LABELLED = dict(finetune_augmented=dict(method='finetune', crop=0.3, flip=True, opts='erasing=0.5,drop_path=0.3,head_init=0.02'),  # every augmentation at once
+                linear_many=dict(method='linear', opts='pools=normed:class,rates=0.1:1,held_out=0.4'))
+RUNS |= {f'{run}{more}': None for run in LABELLED for more in ('', '_accum')}
 RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum', 'rils_averaged', 'rils_semantic', 'rils_local', *OTHERS)}
 HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image
 
@@ -52,7 +55,8 @@ def plain(run): return run.removesuffix('_fsdp').removesuffix('_accum')  # the r
 
 def method_of(run, accum):  # -> the method of a run, in float64
     name = plain(run)
-    if name in OTHERS: config = recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum)
+    if name in LABELLED: config = completed(Config(batch=8, weight_decay=0.5, accum=accum, **LABELLED[name]), Scenes(n=64))
+    elif name in OTHERS: config = completed(recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum), Scenes(n=64))
     else: config = Config(method='given' if name in HITS else re.sub('_(prototypes|sigmoid|frozen|learned|averaged|local|semantic)$', '', name), opts=RUNS[run], masking='semantic' if 'semantic' in name else 'random', batch=8, weight_decay=0.5, accum=accum)
     method = make(config).double()
     if method.asks: method.meet(make(Config(method='clip', seed=1)).double().eval().requires_grad_(False))
@@ -60,7 +64,7 @@ def method_of(run, accum):  # -> the method of a run, in float64
 
 def share_of(method, run, step):  # -> this process's share of the global batch of a step
     rank, n = world()
-    if plain(run) in OTHERS: return dict(next(iter(loader(method.config, Scenes(n=64), method.views, start=step, rank=rank, world=n, steps=step + 1))), progress=step / 3)
+    if plain(run) in (*OTHERS, *LABELLED): return dict(next(iter(loader(method.config, Scenes(n=64), method.views, start=step, rank=rank, world=n, steps=step + 1))), progress=(step + 1) / 3)
     mine = slice(rank * 8 // n, (rank + 1) * 8 // n)
     if plain(run) in HITS: method.hit = torch.tensor(HITS[plain(run)], dtype=bool)[mine]
     return {k: v[mine] for k, v in batch_of(step).items()}
