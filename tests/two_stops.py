@@ -37,7 +37,7 @@ class Told(MAE):
         elif plan: os.kill(os.getpid(), plan)
         return out
 
-@harness.task('endless')
+@harness.task('endless', auto=False)
 def endless(model, config, source):
     "An evaluation in which both processes are told to stop."
     other = Path(config.out).with_name('pid-1')
@@ -46,7 +46,7 @@ def endless(model, config, source):
     time.sleep(3600)
     return {}
 
-@harness.task('turns')
+@harness.task('turns', auto=False)
 def turns(model, config, source):
     "Work in turns, in which process 1 is told to stop in its second part; process 0 waits for it."
     def part(k):
@@ -54,7 +54,7 @@ def turns(model, config, source):
         return k
     return dict(sum=float(sum(in_turns(range(9), part))), n=1)
 
-@harness.task('hours')
+@harness.task('hours', auto=False)
 def hours(model, config, source):
     "Process 0 is told to stop in long work of its own; process 1 has come to the end of the evaluation."
     if world()[0] == 0:
@@ -62,7 +62,7 @@ def hours(model, config, source):
         time.sleep(3600)
     return dict(n=1)
 
-@harness.task('fails')
+@harness.task('fails', auto=False)
 def fails(model, config, source):
     "Process 1 alone meets an error; process 0 waits for its part."
     def part(k):
@@ -70,7 +70,7 @@ def fails(model, config, source):
         return k
     return dict(sum=float(sum(in_turns(range(9), part))), n=1)
 
-@harness.task('divided')
+@harness.task('divided', auto=False)
 def divided(model, config, source):
     "Features, and how many images this process had to encode for them."
     own = []
@@ -81,7 +81,7 @@ def divided(model, config, source):
     write_text(Path(config.out)/f'encoded-{world()[0]}', str(sum(own)))
     return dict(n=n)
 
-@harness.task('weights')
+@harness.task('weights', auto=False)
 def weights(model, config, source): return dict(sum=float(sum(p.double().abs().sum() for p in model.parameters())), n=1)
 
 class Sharded(Accelerator):
