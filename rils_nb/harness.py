@@ -102,12 +102,12 @@ def import_tasks():
 def choose(
     model,       # Method or Library
     source,      # any reader
-    tasks=None,  # list of names, 'a,b', or None: all that fit
+    tasks=None,  # list of names, 'a,b', or None: all that fit, but those that run only by name
 ):  # -> list of names
     "The tasks to run; raises `UserError` for one that is unknown or does not fit."
     import_tasks()
     if tasks is None:
-        fit = [t for t in EVALS if not missing(t, model, source)]
+        fit = [t for t, f in EVALS.items() if f.auto and not missing(t, model, source)]
         if not fit: raise UserError(f'no task fits `{name_of(model)}` and this data: {"; ".join(missing(t, model, source) for t in EVALS)}')
         return fit
     names = [t.strip() for t in tasks.split(',')] if isinstance(tasks, str) else list(tasks)

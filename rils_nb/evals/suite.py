@@ -174,7 +174,7 @@ def missing(
     root,   # folder of the data sets
 ):  # -> str, empty where all are there
     "What is not on the disk: where it is expected, how large it is, and where it comes from."
-    size = lambda b: f'{b.bytes / 1e9:.1f} GB' if b.bytes >= 1e9 else f'{b.bytes / 1e6:.0f} MB'
+    size = lambda b: f'~{b.bytes / 1e9:.1f} GB' if b.bytes >= 1e9 else f'~{b.bytes / 1e6:.0f} MB'  # some are estimates
     lines = [f'  {n:16}{size(BENCHMARKS[n]):>9}  {Path(root)/BENCHMARKS[n].folder}  from {BENCHMARKS[n].origin}' for n in names]
     return '\n'.join([f'not on the disk ({len(names)}):', *lines]) if names else ''
 
