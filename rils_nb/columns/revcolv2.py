@@ -7,18 +7,18 @@ Docs: https://rils-nb.github.io/rils_nb/columns/revcolv2.html.md"""
 # %% auto #0
 __all__ = ['PixelEnd', 'RevColV2']
 
-# %% ../../nbs/columns/93_revcolv2.ipynb #544e4b4c
+# %% ../../nbs/columns/93_revcolv2.ipynb #6192cb09
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .encoder import ColumnsEncoder
+from .unit import Read
 from ..core import UserError
 from ..losses import patchify, pixel_reconstruction
 from ..masking import take
 from ..methods import METHODS, Method
 from ..model import SIZES, init_like_mae
 
-# %% ../../nbs/columns/93_revcolv2.ipynb #2096738b
+# %% ../../nbs/columns/93_revcolv2.ipynb #0eb256e2
 class PixelEnd(nn.Module):
     "What is trained for the pixels alone."
     def __init__(self,
@@ -36,13 +36,13 @@ class PixelEnd(nn.Module):
         places, # (B,M,D) positions of the hidden ones
     ):  # -> list of levels (B,1+V+M,D)
         "Levels with mask tokens behind the visible patches."
-        return [torch.cat([s, (token + places).to(s.dtype)], 1) for s, token in zip(state, self.mask_token)]
+        return [torch.cat([s, Read.apply(token + places, s.dtype)], 1) for s, token in zip(state, self.mask_token)]
 
     def forward(self, state, m):  # list of levels; how many of the last tokens -> (B,m,pixels)
         "Pixels, from the lowest level."
         return self.head(self.norm(state[0][:, -m:].to(self.head.weight.dtype)))
 
-# %% ../../nbs/columns/93_revcolv2.ipynb #6651e4cd
+# %% ../../nbs/columns/93_revcolv2.ipynb #a7bd6faa
 @METHODS.register('revcolv2')
 class RevColV2(Method):
     "Masked autoencoder of reversible columns, all of which are kept (Han et al., 2023)."
@@ -63,7 +63,7 @@ class RevColV2(Method):
         loss = self.in_parts(self.pixels, batch['image'], batch['keys'])[0].mean()
         return dict(loss=loss, reconstruction=loss.detach())
 
-# %% ../../nbs/columns/93_revcolv2.ipynb #f1cfe88c
+# %% ../../nbs/columns/93_revcolv2.ipynb #932bfeb6
 @patch
 def predict(self:RevColV2,
     patches, # (B,N,D) from `visual.patches`
