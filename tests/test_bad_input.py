@@ -98,7 +98,7 @@ CASES = [
     ('rils-train shapes_finetune --init= --data {d}/hollow', 'no image in the folder of the class `notes`'),
     ('rils-train shapes_finetune --init= --opts classes=9', 'the data has 64 classes, and --opts says classes=9'),
     ('rils-train shapes_finetune --init= --batch 9', 'give a multiple of 2, or --opts mixup=0,cutmix=0'),
-    ('rils-train shapes_finetune --init {d}/good --size mini --image_size 64', '--size tiny fits'),
+    ('rils-train shapes_finetune --init {d}/good --size mini --image_size 64', '--size tiny'),
     ('rils-train shapes_linear --init= --opts rates=fast', 'as 0.1:1:10'),
     ('rils-eval {d}/good --tasks classification', 'has no classifier, which classification needs'),
     ('rils-train --init {d}/nowhere', 'no checkpoint'),
