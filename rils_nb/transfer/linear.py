@@ -123,6 +123,7 @@ def judge(self:Linear, found, labels, out):  # tuple of (B,D), (B,), (B,) bool -
 
 @patch
 def forward(self:Linear, batch):  # dict -> dict
+    "The sum of all classifiers' losses on a batch."
     with torch.no_grad(): found = self.in_parts(self.features, batch['image'])
     out = self.outside(batch['samples'])
     with torch.autocast(out.device.type, enabled=False): losses, hits = self.judge(found, batch['label'], out)
