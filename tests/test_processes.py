@@ -49,7 +49,7 @@ def test_trainer_with_two_processes_equals_one(tmp_path):
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_and_resumed(nursery, tmp_path, signum):
-    argv = [*TINY, '--steps', 60]
+    argv = [*TINY, '--size', 'test', '--steps', 60]
     assert nursery.run([*argv, '--out', tmp_path/'whole'], tmp_path/'log')[0] == 0
     pid = nursery.start([*argv, '--out', tmp_path/'run'], tmp_path/'log')
     while len(read_jsonl(tmp_path/'run'/'log.jsonl')) < 3: time.sleep(0.01)
