@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rils_nb import evaluate, fit, load, open_source, recipe
+from rils_nb import evaluate, fit, load, recipe
 from rils_nb.core import command, read_jsonl, UserError, writing_folder
 from rils_nb.evals.low_shot import show_low_shot
 from rils_nb.harness import record, shown
