@@ -9,7 +9,7 @@ __all__ = ['OPENERS', 'LibraryView', 'Library', 'OpenCLIP', 'Timm', 'open_open_c
            'view_of']
 
 # %% ../nbs/15_libraries.ipynb #362dad5d
-import logging
+import importlib, logging
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -155,9 +155,12 @@ def open_timm(name):  # NAME, NAME/pretrained, or local-dir:FOLDER
     if ':' not in base and not weights: print(f'timm:{base} is given random weights; trained ones are timm:{base}/pretrained')
     with _fetching(f'timm:{name}'): return Timm(base, timm.create_model(base, pretrained=bool(weights) or ':' in base, num_classes=0)).eval()
 
+# %% ../nbs/15_libraries.ipynb #3551f199
+OPENERS['wise'] = lambda given: importlib.import_module('rils_nb.transfer.wise').between(given)
+
 # %% ../nbs/15_libraries.ipynb #3e1015fb
 def load_model(
-    spec,  # run folder, checkpoint folder, open_clip:NAME[/PRETRAINED] or timm:NAME[/pretrained]
+    spec,  # run folder, checkpoint folder, open_clip:NAME[/PRETRAINED], timm:NAME[/pretrained] or wise:START,TUNED,ALPHA
 ):  # -> model in evaluation mode
     "Open any model that can be evaluated; raises `UserError` for one that cannot."
     prefix, colon, rest = str(spec).partition(':')
