@@ -28,6 +28,7 @@ from .shards import _ORDER, WINDOW, _after_the_first, _index, _length
 class Source:
     "Samples by number. Subclasses define `raw` and `__len__`, and `sizes` where there are shards."
     classes = None  # names of the labels, where there are labels
+    semantic_names = object_names = None  # of the classes of pixels and of objects, where annotations have them
     bad = ()        # (kind, where) of samples that are known to be incomplete and are not counted in the length
     @property
     def sizes(self): return [len(self)]
@@ -37,6 +38,7 @@ class Source:
     def about(self, i):
         "Label or None, and name, of sample `i`; without its image, where the format allows that."
         return self.raw(i)[3:]
+    def annotation(self, i): return {}  # what is known about pixels: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,)
     def read(self, i):
         "Sample `i` as a dict; raises `BadSample`."
         data, suffix, texts, label, name = self.raw(i)
