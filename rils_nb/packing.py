@@ -18,6 +18,7 @@ import torch
 from torchvision.transforms import v2
 import webdataset as wds
 from .core import UserError, key, noise, progress_bar, write_text
+from .loader import IGNORED, annotation_of
 from .samples import BadSample, IMAGES, _tokens, caption_id, clean_captions, decode_image, encode_png, kinds
 
 # %% ../nbs/41_packing.ipynb #00994f98
@@ -77,11 +78,19 @@ def pack(
 # %% ../nbs/41_packing.ipynb #74f1819d
 def _spread(values): return '{} / {:.0f} / {}'.format(min(values), np.median(values), max(values)) if values else '-'
 
+def _map_figures(pixels, source):  # Counter: class -> pixels
+    if not pixels: return {}
+    ignored, total = pixels.pop(IGNORED, 0), pixels.total()
+    often = ', '.join(f'{source.semantic_names[c]} {n / total:.1%}' for c, n in pixels.most_common(3))
+    return {'classes of pixels': f'{len(pixels)} of {len(source.semantic_names)} occur', 'most frequent': often, 'pixels ignored': f'{ignored / (ignored + total):.1%}'}
+
 def check(source):  # -> dict of figures, list of (kind, where)
     "Read every sample of a source and report."
-    bad, sizes, lengths, counts, texts = list(getattr(source, 'bad', ())), [], [], [], Counter()
+    bad, sizes, lengths, counts, texts, pixels = list(getattr(source, 'bad', ())), [], [], [], Counter(), Counter()
     for i in progress_bar(range(len(source)), desc='checking', unit='pair'):
-        try: sample = source.read(i)
+        try:
+            sample = source.read(i)
+            if getattr(source, 'semantic_names', None): pixels.update(dict(zip(*(v.tolist() for v in annotation_of(source, i, sample['image'])['semantic'].unique(return_counts=True)))))
         except BadSample as e:
             bad.append((e.kind, e.where))
             continue
@@ -92,7 +101,7 @@ def check(source):  # -> dict of figures, list of (kind, where)
     figures = dict(shards=len(source.sizes), samples=len(source), good=len(sizes), damaged=len(bad)) | {
         'width min / median / max': _spread([w for w, _ in sizes]), 'height': _spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _spread(counts),
         'tokens of a caption': _spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
-    return figures, bad
+    return figures | _map_figures(pixels, source), bad
 
 # %% ../nbs/41_packing.ipynb #4b840940
 def pack_command(

@@ -181,7 +181,7 @@ def rates_of(
 ):  # -> dict: name of a parameter, or of a module -> factor
     "Learning rates of the encoder's layers, and of the relative positions that belong to them."
     n = len(trunk.blocks)
-    return {f'visual.trunk.{k}': v for k, v in layer_rates(trunk, decay).items()} | {f'relative.{i}': decay**(n - i) for i in range(n)}
+    return {f'visual.trunk.{k}': decay * v for k, v in layer_rates(trunk, decay).items()} | {f'relative.{i}': decay**(n - i) for i in range(n)}
 
 def names_of(
     source,   # training data, any reader
