@@ -300,7 +300,8 @@ READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolde
 READERS['folder'] = (os.path.isdir, Folder)
 
 # %% ../nbs/06_readers.ipynb #19d1ee0d
-LAZY = dict(karpathy='rils_nb.captioned', ade20k='rils_nb.dense.maps', voc='rils_nb.dense.maps', maps='rils_nb.dense.maps')  # readers that few need: the module that registers each is imported when it is asked for
+# readers that few need: the module that registers each is imported when it is asked for
+LAZY = dict(karpathy='rils_nb.captioned', coco='rils_nb.dense.coco', ade20k='rils_nb.dense.maps', voc='rils_nb.dense.maps', maps='rils_nb.dense.maps')
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl, a folder; or kind:spec
