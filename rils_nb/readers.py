@@ -257,7 +257,7 @@ def raw(self:Shards, i):
     try:
         if 'json' in get: texts = self._caption(get['json']())
         if texts in (None, '', []) and 'txt' in get: texts = get['txt']()
-        if texts is None and 'cls' not in get: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
+        if texts is None and not get.keys() & {'cls', 'map'}: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
     except (ValueError, RecursionError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
     return get['image'](), Path(name).suffix, texts, label, name
 
@@ -300,8 +300,7 @@ READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolde
 READERS['folder'] = (os.path.isdir, Folder)
 
 # %% ../nbs/06_readers.ipynb #19d1ee0d
-# readers that few need: the module that registers each is imported when it is asked for
-LAZY = dict(karpathy='rils_nb.captioned', coco='rils_nb.dense.coco', ade20k='rils_nb.dense.maps', voc='rils_nb.dense.maps', maps='rils_nb.dense.maps')
+LAZY = dict(karpathy='rils_nb.captioned', coco='rils_nb.dense.coco', **dict.fromkeys(('ade20k', 'voc', 'maps'), 'rils_nb.dense.maps'))  # imported when asked for
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl, a folder; or kind:spec
