@@ -198,6 +198,7 @@ class Scenes:
     "Procedural scenes with captions, labels, boxes and masks."
     chunk = 1000
     classes = CLASSES
+    semantic_names = ['background', *SHAPES]  # of the classes in the semantic map of `annotation`
     def __init__(self,
         split='train', # train, val, or heldout: pairs of shape and colour that the others never show
         n=0,           # how many; 0 = 20000 train, 2000 val, 1000 heldout
