@@ -300,7 +300,7 @@ READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolde
 READERS['folder'] = (os.path.isdir, Folder)
 
 # %% ../nbs/06_readers.ipynb #19d1ee0d
-LAZY = dict(karpathy='rils_nb.captioned', coco='rils_nb.dense.coco', **dict.fromkeys(('ade20k', 'voc', 'maps'), 'rils_nb.dense.maps'))  # imported when asked for
+LAZY = dict(karpathy='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', scene_colours='evals.segmentation')  # imported when asked for
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl, a folder; or kind:spec
@@ -310,7 +310,7 @@ def open_source(
 ):  # -> Source
     "Open training or evaluation data; raises `UserError` if there is nothing to read."
     kind, colon, rest = spec.partition(':')
-    if colon and kind in LAZY: importlib.import_module(LAZY[kind])
+    if colon and kind in LAZY: importlib.import_module(f'rils_nb.{LAZY[kind]}')
     if colon and kind in READERS: return READERS[kind][1](rest, image_key=image_key, caption_key=caption_key, label_key=label_key)
     for fits, reader in READERS.values():
         if fits(spec): return reader(spec, image_key=image_key, caption_key=caption_key, label_key=label_key)

@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/dense/maps.html.md"""
 __all__ = ['decode_map', 'to_classes', 'names_of', 'LabelMaps', 'classes_of', 'ade20k', 'voc', 'MapTable', 'MapShards',
            'open_maps']
 
-# %% ../../nbs/dense/80_maps.ipynb #49502ff1
+# %% ../../nbs/dense/80_maps.ipynb #28189ea7
 import io, os, re, warnings
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..loader import IGNORED
 from ..readers import READERS, Manifest, Shards, Source, _folder, _images
 from ..samples import FORMATS, MAX_PIXELS, BadSample, read_bytes
 
-# %% ../../nbs/dense/80_maps.ipynb #22406702
+# %% ../../nbs/dense/80_maps.ipynb #5fa0b925
 def decode_map(data):  # bytes of an image file -> (H,W) int64
     "The numbers of a label map; raises `BadSample` for a file that holds none."
     try:
@@ -39,7 +39,7 @@ def decode_map(data):  # bytes of an image file -> (H,W) int64
     if x.ndim > 2 or image.mode == 'F': raise BadSample('map', f'pixels of mode {image.mode} in place of numbers: save it in grey or with a palette')
     return torch.from_numpy(x.astype(np.int64))
 
-# %% ../../nbs/dense/80_maps.ipynb #8ae492ea
+# %% ../../nbs/dense/80_maps.ipynb #98cd7b47
 def to_classes(
     numbers, # (H,W) int64, as a file has them
     n,       # classes
@@ -50,13 +50,14 @@ def to_classes(
     if len(wrong): raise BadSample('map', f'the number {wrong[0]}, and the {n} classes are {first} to {first + n - 1}')
     return torch.where((numbers < first) | (numbers == IGNORED), IGNORED, numbers - first)
 
-# %% ../../nbs/dense/80_maps.ipynb #f3b936af
+# %% ../../nbs/dense/80_maps.ipynb #0d8dc7eb
 def names_of(
     given,    # file with a name to a line, the number of classes, or a data set that ships with the package
     folder='', # that a file's name is seen from
 ):  # -> list of str
     "Names of classes of pixels."
-    if given in ('ade20k', 'voc'): return list(listed(given))
+    if given == 'ade20k': return list(listed('ade20k'))
+    if given == 'voc': return ['background', *listed('voc')]
     if given.isdigit(): names = [str(i) for i in range(int(given))]
     else:
         path = Path(folder)/given
@@ -95,7 +96,7 @@ def classes_of(
     try: return to_classes(decode_map(data), len(names), first)
     except BadSample as e: raise BadSample(e.kind, f'{name} ({e.where})')
 
-# %% ../../nbs/dense/80_maps.ipynb #14f9b7d2
+# %% ../../nbs/dense/80_maps.ipynb #2787ffdd
 def _below(folder, marker, *archives):  # the folder that holds `marker`, or what an archive made in it
     found = next((r for r in (_folder(folder), *(Path(folder)/a for a in archives)) if (r/marker).is_dir()), None)
     if found is None: raise UserError(f'`{folder}` has no folder `{marker}`')
@@ -129,7 +130,7 @@ def voc(
 
 READERS['ade20k'], READERS['voc'] = ((lambda s: False, open_) for open_ in (ade20k, voc))
 
-# %% ../../nbs/dense/80_maps.ipynb #363d126a
+# %% ../../nbs/dense/80_maps.ipynb #6cc10e53
 class MapTable(Manifest):
     "Images with label maps, listed in a CSV, TSV or JSON lines file."
     def __init__(self, spec, image_key='image', caption_key='caption', label_key='label'):
@@ -156,7 +157,7 @@ class MapTable(Manifest):
         path = self.path.parent/self.maps[i]
         return dict(semantic=classes_of(read_bytes(path), path, self.semantic_names, self.first))
 
-# %% ../../nbs/dense/80_maps.ipynb #c1aae16e
+# %% ../../nbs/dense/80_maps.ipynb #3a34be72
 class MapShards(Shards):
     "Images with label maps in tar files."
     def __init__(self, spec, caption_key='caption', **_):
