@@ -1,4 +1,4 @@
-"""Detection with the settings of each paper, as a name; and one for data of one's own.
+"""Detection and segmentation with the settings of each paper, as a name; and one of each for the scenes and for data of one's own.
 
 Docs: https://rils-nb.github.io/rils_nb/dense.html.md"""
 
@@ -6,7 +6,9 @@ Docs: https://rils-nb.github.io/rils_nb/dense.html.md"""
 
 # %% auto #0
 __all__ = ['COCO_STEPS', 'shapes_detect', 'detect', 'detect_rils_b16', 'detect_rils_b16_lvis', 'detect_rils_b16_low_shot',
-           'detect_milan_b16', 'detect_milan_l16', 'detect_maskclip_b16', 'detect_revcol_b16']
+           'detect_milan_b16', 'detect_milan_l16', 'detect_maskclip_b16', 'detect_revcol_b16', 'shapes_segment',
+           'segment', 'segment_rils_b16', 'segment_clip_b16', 'segment_mae_b16', 'segment_milan_b16',
+           'segment_milan_l16', 'segment_maskclip_b16', 'segment_revcol_b16']
 
 # %% ../nbs/53_dense.ipynb #4d964f2b
 from dataclasses import replace
@@ -75,3 +77,56 @@ def detect_maskclip_b16():
 def detect_revcol_b16():
     "RevColV2's settings for Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
     return replace(detect(), batch=32, epochs=50.0, opts='layer_decay=0.9,drop_path=0.2')
+
+# %% ../nbs/53_dense.ipynb #3834cdeb
+@register_recipe
+def shapes_segment():
+    "Segmentation of the scenes, background and eight shapes at 64 px, from the default run: train that first. Two CPU cores, minutes."
+    return replace(shapes(), method='segment', init='runs/shapes', image_size=64, data='scenes:size=64', flip=True, batch=16, steps=800, lr=1.5e-3, warmup=0.05,
+                   weight_decay=0.05, beta2=0.999, eps=1e-8, tasks='semantic_segmentation', eval_data='scenes:split=val,size=64', eval_samples=500,
+                   opts='channels=64,aux_channels=64,dropout=0,drop_path=0,layer_decay=0.75,smallest=0.75,largest=1.5,most=1')
+
+# %% ../nbs/53_dense.ipynb #87aae6b3
+@register_recipe
+def segment():
+    """UperNet on ViT-B/16 at 512 px, 160,000 steps of batch 16 (Table A6): give --init and --data.
+    `rils-train segment --init runs/rils_b16_l20m --data ade20k:FOLDER,split=training --eval_data ade20k:FOLDER,split=validation`"""
+    return Config(method='segment', size='ViT-B-16', image_size=512, data='ade20k:ade20k,split=training', flip=True, workers=8, batch=16, steps=160_000, lr=1e-4, min_lr=0.0,
+                  warmup=1500/160_000, schedule='linear', weight_decay=0.05, beta1=0.9, beta2=0.999, eps=1e-8, tasks='semantic_segmentation', eval_data='', eval_samples=0, save_every=2000)
+
+def _ade20k(init): return dict(init=init, eval_data='ade20k:ade20k,split=validation')
+
+@register_recipe
+def segment_rils_b16():
+    "RILS of `rils_b16_l20m`, ADE20K: mIoU 48.1 (paper, Tables 3 and A6)."
+    return replace(segment(), **_ade20k('runs/rils_b16_l20m'))
+
+@register_recipe
+def segment_clip_b16():
+    "CLIP of `clip_b16_l20m`, ADE20K: mIoU 45.2 (paper, Table 3; SLIP 45.7, MAE+CLIP 45.3, MAE 44.2 with the same settings)."
+    return replace(segment(), **_ade20k('runs/clip_b16_l20m'))
+
+@register_recipe
+def segment_mae_b16():
+    "MAE, ViT-B/16, ADE20K: mIoU 48.1 after 1,600 epochs of pre-training on ImageNet-1K (its paper)."
+    return replace(segment(), **_ade20k('runs/mae_b16_in1k'))
+
+@register_recipe
+def segment_milan_b16():
+    "MILAN, ViT-B/16, ADE20K: mIoU 52.7 (paper, Table 3 and A.1)."
+    return replace(segment(), **_ade20k('runs/milan_b16_in1k'), lr=3e-5, opts='layer_decay=0.9')
+
+@register_recipe
+def segment_milan_l16():
+    "MILAN, ViT-L/16, ADE20K: mIoU 57.9 (paper, Table 3; A.1 gives one set of settings for both sizes)."
+    return replace(segment_milan_b16(), init='runs/milan_l16_in1k', size='ViT-L-16')
+
+@register_recipe
+def segment_maskclip_b16():
+    "MaskCLIP's settings, ViT-B/16, ADE20K (paper, supplement, section B)."
+    return replace(segment(), **_ade20k('runs/maskclip_b16_yfcc15m'), lr=2e-4, opts='layer_decay=0.6')
+
+@register_recipe
+def segment_revcol_b16():
+    "RevColV2's settings for UperNet, ADE20K (supplement, 1.4). What it does not say is as in Table A6."
+    return replace(segment(), eval_data='ade20k:ade20k,split=validation', lr=4e-5)
