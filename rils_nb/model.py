@@ -246,16 +246,20 @@ def patches(self:ImageEncoder, image):  # (B,3,H,W) uint8 -> (B,N,D)
 
 # %% ../nbs/09_model.ipynb #a561640e
 @patch
+def begin(self:ImageEncoder, patches):  # (B,V,D) -> (B,1+V,D), the class token first
+    "What the first block is given."
+    t = self.trunk
+    cls = (t.cls_token + t.pos_embed[:, :1]).expand(len(patches), -1, -1)
+    return t.norm_pre(torch.cat([cls.to(patches.dtype), patches], 1))
+
+@patch
 def encode(self:ImageEncoder,
     patches,      # (B,N,D) from `patches`
     visible=None, # (B,V) indices of visible patches; None: all
     local=False,  # local features, see `local_attention`
 ):  # -> (B,1+N,D) or (B,1+V,D), the class token first
     "Features f of all patches, or of the visible ones, after the final norm (Eq. 1)."
-    t = self.trunk
-    x = patches if visible is None else take(patches, visible)
-    cls = (t.cls_token + t.pos_embed[:, :1]).expand(len(x), -1, -1)
-    x = t.norm_pre(torch.cat([cls.to(x.dtype), x], 1))
+    t, x = self.trunk, self.begin(patches if visible is None else take(patches, visible))
     *blocks, last = t.blocks
     for block in blocks: x = self.run(block, x)
     if not local: return t.norm(self.run(last, x))

@@ -74,12 +74,12 @@ def test_saved_and_loaded(name, teacher, tmp_path):
     method = ready(small(name, teacher))
     save(method, tmp_path)
     assert from_json(to_json(method.config)) == method.config
-    again, x = load(tmp_path), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    again, x = load(tmp_path), torch.randint(256, (2, 3, method.image_size, method.image_size), dtype=torch.uint8)
     assert again.teacher is None and method.state_dict().keys() == again.state_dict().keys()
     assert all(v.equal(again.state_dict()[k]) for k, v in method.state_dict().items())
     with evaluating(method):
         z, tokens = method.encode_image(x), method.encode_tokens(x)
-        assert z.equal(again.encode_image(x)) and tokens.shape[:2] == (2, 16)
+        assert z.equal(again.encode_image(x)) and tokens.shape[:2] == (2, method.visual.n_patches)
         with contextlib.redirect_stdout(io.StringIO()): export(tmp_path, 'timm', tmp_path/'timm')
         trunk = method.visual.trunk
         pooled = trunk.forward_head(trunk.forward_features(method.visual.normalise(x)), pre_logits=True)
