@@ -39,10 +39,17 @@ def _smaller(image, side, quality):  # (3,H,W) -> bytes of a JPEG whose shorter 
     small.save(buffer := io.BytesIO(), 'JPEG', quality=quality)
     return buffer.getvalue()
 
+def _map_png(truth, side):  # (H,W) -> bytes of a grey PNG, which is resized where the image is
+    truth = truth.byte()[None]
+    if side and min(truth.shape[1:]) > side: truth = v2.functional.resize(truth, [side], v2.InterpolationMode.NEAREST_EXACT)
+    Image.fromarray(truth[0].numpy()).save(buffer := io.BytesIO(), 'PNG')
+    return buffer.getvalue()
+
 def _members(source, i, resize, quality):  # suffix -> bytes
     image, data, suffix, captions, label = _stored(source, i)
+    truth = annotation_of(source, i, image).get('semantic') if getattr(source, 'semantic_names', None) else None
     if resize and min(image.shape[1:]) > resize: data, suffix = _smaller(image, resize, quality), '.jpg'
-    members = {suffix.lower().lstrip('.'): data}
+    members = {suffix.lower().lstrip('.'): data} | ({} if truth is None else {'map.png': _map_png(truth, resize)})
     if captions: members['txt'] = captions[0].encode()
     if len(captions) > 1: members['json'] = json.dumps(dict(caption=captions), ensure_ascii=False).encode()
     return members if label is None else members | {'cls': str(label).encode()}
@@ -72,7 +79,8 @@ def pack(
             if not writer.total: raise UserError(f'nothing to pack: all {len(source)} samples are damaged (rils-data check names them)')
         paths = [out.parent/p.name for p in sorted(Path(aside).glob('*.tar'))]
         for p in paths: os.replace(Path(aside)/p.name, p)
-        if source.classes and paths: write_text(out.parent/f'{out.name}-classes.txt', '\n'.join(source.classes) + '\n')
+        for what, names in (('classes', source.classes), ('map-classes', getattr(source, 'semantic_names', None))):
+            if names and paths: write_text(out.parent/f'{out.name}-{what}.txt', '\n'.join(names) + '\n')
     return paths, bad
 
 # %% ../nbs/41_packing.ipynb #74f1819d
