@@ -103,7 +103,8 @@ class Coco(Source):
     def _check(self):  # say what is wrong, once
         if not len(self): raise UserError(f'`{self.path}` has no images' + ' with objects' * (not self.opts['empty']))
         first = [self._folder()/self.rows[i][0] for i in range(min(100, len(self)))]
-        if not any(p.is_file() for p in first): raise UserError(f'the images of `{self.path}` are not in `{self._folder()}`, e.g. `{first[0]}`: say where with coco:{self.path},images=FOLDER')
+        if not any(p.is_file() for p in first): raise UserError(
+            f'the images of `{self.path}` are not in `{self._folder()}`, e.g. `{first[0]}`: say where with coco:{self.path},images=FOLDER')
         if self.counted: notice(f'`{self.path}`: ' + ', '.join(f'{n} objects {what}' for what, n in self.counted.items()))
 
 READERS['coco'] = (lambda s: False, Coco)
@@ -111,7 +112,8 @@ READERS['coco'] = (lambda s: False, Coco)
 # %% ../../nbs/dense/85_coco.ipynb #f8c32616
 def drawn(
     outline, # polygons, or runs: dict of size and counts
-    h, w,    # of the image
+    h,       # height of the image
+    w,       # width of the image
 ):  # -> (h,w) uint8; raises `ValueError` or `TypeError` where it is none
     "An outline as pixels."
     runs = hotcoco.mask.frPyObjects(outline, h, w)
@@ -121,7 +123,8 @@ def drawn(
 def annotation(self:Coco, i):  # -> dict: boxes (k,4), labels (k,), crowd (k,) bool, area (k,), and masks (k,H,W) bool where the file has outlines
     name, h, w, objects = self.rows[i]
     labels, boxes, crowd, outlines, area = zip(*objects) if objects else [()] * 5
-    known = dict(boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4), labels=torch.tensor(labels, dtype=torch.int64), crowd=torch.tensor(crowd, dtype=torch.bool))
+    known = dict(boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4), labels=torch.tensor(labels, dtype=torch.int64),
+                 crowd=torch.tensor(crowd, dtype=torch.bool))
     if None not in area: known['area'] = torch.tensor(area, dtype=torch.float64)
     if not self.outlined: return known
     try: masks = [drawn(o, h, w) for o in outlines]

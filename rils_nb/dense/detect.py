@@ -64,7 +64,8 @@ def cut(
     image, # (3,H,W) uint8
     boxes, # (k,4)
     masks, # (k,H,W) bool, or None
-    top, left, # of the corner, in pixels
+    top,   # of the corner, in pixels
+    left,  # the same
     side,  # of the square
     fill,  # (3,1,1) uint8 for what lies outside of the image
 ):  # -> (3,side,side), (k,4), (k,side,side) or None
@@ -141,7 +142,8 @@ class Detect(Method):
     ):
         super().__init__(config)
         if classes < 1: raise UserError(f'`{config.method}` must know how many classes there are: the trainer asks the data, elsewhere give --opts classes=N')
-        if not 0 <= drop_path < 1 or layer_decay <= 0: raise UserError(f'drop_path must be at least 0 and below 1 and layer_decay above 0, given {drop_path} and {layer_decay}')
+        if not 0 <= drop_path < 1: raise UserError(f'drop_path must be at least 0 and below 1, given {drop_path}')
+        if layer_decay <= 0: raise UserError(f'layer_decay must be above 0, given {layer_decay}')
         trunk, factors = self.visual.trunk, factors_of(pyramid, self.patch_size)
         attend_in_windows(trunk, window, whole)
         self.relative = relative_positions(trunk, self.image_size // self.patch_size) if relative else torch.nn.ModuleList()
@@ -155,23 +157,27 @@ class Detect(Method):
         self.views = dict(cut=partial(cut_view, classes=classes, masks=masks, jitter=jitter))
         self.views['cut'](config)                                                                # what is wrong with it is said now
 
-    @classmethod
-    def complete(cls, config, source):
-        opts = options(cls) | parse_opts(config.opts, options(cls))
-        given, n = opts['classes'], len(names_of(source, opts['classes']))
-        if opts['masks'] and not has_masks(source): raise UserError('the data has boxes and no masks: give --opts masks=false')
-        return config if given else replace(config, opts=','.join(filter(None, [config.opts, f'classes={n}'])))
+# %% ../../nbs/dense/88_detect.ipynb #14e72292
+@patch(cls_method=True)
+def complete(cls:Detect, config, source):  # Config, training data, any reader -> Config
+    "The config with how many classes there are; raises `UserError` for data that say nothing of boxes."
+    opts = options(cls) | parse_opts(config.opts, options(cls))
+    n = len(names_of(source, opts['classes']))
+    if opts['masks'] and not has_masks(source): raise UserError('the data has boxes and no masks: give --opts masks=false')
+    return config if opts['classes'] else replace(config, opts=','.join(filter(None, [config.opts, f'classes={n}'])))
 
-    def meet_data(self, source): self.classes = names_of(source, self.n_classes)
+@patch
+def meet_data(self:Detect, source): self.classes = names_of(source, self.n_classes)
 
-    def lr_factor(self, name): return self.rates.get(name, self.rates.get(name.rpartition('.')[0], 1.))
+@patch
+def lr_factor(self:Detect, name): return self.rates.get(name, self.rates.get(name.rpartition('.')[0], 1.))
 
 # %% ../../nbs/dense/88_detect.ipynb #32437fe6
 def factors_of(text, patch_side):  # '4:2:1:0.5' -> [4, 2, 1, 0.5]
     "How much finer than the patches each map is."
     try: found = [float(f) for f in text.split(':')]
     except ValueError: found = []
-    if not found or any(f not in (4, 2, 1, 0.5) for f in found) or found != sorted(found, reverse=True): raise UserError(f'pyramid is some of 4:2:1:0.5, in this order; given `{text}`')
+    if not found or found != [f for f in (4, 2, 1, 0.5) if f in found]: raise UserError(f'pyramid is some of 4:2:1:0.5, in this order; given `{text}`')
     if patch_side % max(found): raise UserError(f'patches of {patch_side} pixels have no map {max(found):g} times as fine: leave it out of --opts pyramid={text}')
     return found
 
@@ -190,7 +196,8 @@ def names_of(
     "What the objects of a source are called; raises `UserError` where nothing can be learned from them."
     names = [str(n) for n in getattr(source, 'object_names', None) or range(given)]
     if not names: raise UserError('the data tells nothing about boxes: give coco:FILE.json,images=FOLDER, or scenes')
-    if given and len(names) != given: raise UserError(f'the data has {len(names)} kinds of objects, and --opts says classes={given}: leave it out, the data are asked')
+    if given and len(names) != given: raise UserError(
+        f'the data has {len(names)} kinds of objects, and --opts says classes={given}: leave it out, the data are asked')
     return names
 
 def has_masks(source):  # training data, any reader -> bool
@@ -218,10 +225,11 @@ def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) norma
 def forward(self:Detect, batch):  # dict -> dict
     x = self.visual.normalise(batch['image'])
     known = zip(*(batch[k] for k in ('boxes', 'labels', *(['masks'] if self.with_masks else []))))
-    targets = [dict(boxes=b.to(x), labels=y.to(x.device)) | {'masks': m.to(x.device) for m in more} for b, y, *more in known]
+    targets = [dict(boxes=b.to(x), labels=y.to(x.device)) | {'masks': m for m in more} for b, y, *more in known]  # masks stay where they are until an image needs its own
     objectness, anchors, classes, boxes, regions, masks, objects = self.in_parts(partial(self.sums, targets), x, batch['keys'], torch.arange(len(x)))
-    parts = dict(objectness=objectness.mean(), anchors=anchors.mean(), classes=global_mean(classes.sum(), regions.sum()), boxes=global_mean(boxes.sum(), regions.sum()))
-    if self.with_masks: parts['masks'] = global_mean(masks.sum(), objects.sum())
+    mean = lambda v, n: global_mean(v.sum(), n.sum())
+    parts = dict(objectness=objectness.mean(), anchors=anchors.mean(), classes=mean(classes, regions), boxes=mean(boxes, regions))
+    if self.with_masks: parts['masks'] = mean(masks, objects)
     return dict(loss=sum(parts.values()), **{k: v.detach() for k, v in parts.items()})
 
 # %% ../../nbs/dense/88_detect.ipynb #77d7ae16

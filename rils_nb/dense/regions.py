@@ -1,4 +1,4 @@
-"""Where objects may be, which they are, and their outlines: Mask R-CNN's two stages with torchvision's parts, and losses that are the same for any number of processes.
+"""Where objects may be, which they are, and their outlines: Mask R-CNN's two stages, with losses that are the same for any number of processes.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/regions.html.md"""
 
@@ -52,9 +52,14 @@ class Proposals(RegionProposalNetwork):
         sampled=256, # anchors that the losses look at in each image
     ):
         anchors = AnchorGenerator(tuple((anchor * s,) for s in strides), ((0.5, 1., 2.),) * len(strides))
-        super().__init__(anchors, RPNHead(width, 3, conv_depth=2), 0.7, 0.3, sampled, 0.5, dict(training=2 * most, testing=most), dict.fromkeys(('training', 'testing'), most), 0.7)
+        before, after = dict(training=2 * most, testing=most), dict(training=most, testing=most)             # overlapping proposals are dropped
+        super().__init__(anchors, RPNHead(width, 3, conv_depth=2), 0.7, 0.3, sampled, 0.5, before, after, 0.7)
 
-    def forward(self, maps, image, sizes):  # list of (B,C,h,w), (B,3,H,W), height and width of each image without its padding -> (B,A), (B,A,4), list of (A,4), list of (P,4)
+    def forward(self,
+        maps,   # list of (B,C,h,w)
+        image,  # (B,3,H,W)
+        sizes,  # height and width of each image without its padding
+    ):  # -> (B,A), (B,A,4), list of (A,4), list of (P,4)
         "How much speaks for each anchor, how it would be shifted, the anchors, and the proposals."
         logits, shifts = self.head(maps)
         levels = [m[0].numel() for m in logits]
@@ -157,7 +162,7 @@ def true_outlines(
 ):  # -> (R,side,side) of zeros and ones
     "Masks as a grid within boxes."
     rois = torch.cat([match[:, None].to(boxes), boxes], 1)
-    return (roi_align(masks[:, None].to(boxes), rois, side, 1., aligned=True)[:, 0] >= 0.5).to(boxes)
+    return (roi_align(masks.to(boxes.device)[:, None].to(boxes), rois, side, 1., aligned=True)[:, 0] >= 0.5).to(boxes)
 
 # %% ../../nbs/dense/87_regions.ipynb #8b526fcb
 def region_losses(

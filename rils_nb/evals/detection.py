@@ -34,7 +34,8 @@ def as_coco(
     sides = boxes[:, 2:] - boxes[:, :2]
     masks = objects.get('masks')
     area = objects.get('area', sides.prod(1) if masks is None else masks.flatten(1).sum(1))
-    columns = dict(category_id=objects['labels'] + 1, bbox=torch.cat([boxes[:, :2], sides], 1), area=area, iscrowd=objects.get('crowd', torch.zeros(len(boxes))).long())
+    crowd = objects.get('crowd', torch.zeros(len(boxes)))
+    columns = dict(category_id=objects['labels'] + 1, bbox=torch.cat([boxes[:, :2], sides], 1), area=area, iscrowd=crowd.long())
     if 'scores' in objects: columns['score'] = objects['scores'].double()
     rows = [dict(image_id=i + 1) | {k: v.tolist() for k, v in zip(columns, row)} for row in zip(*columns.values())]
     if masks is None or not rows: return rows
@@ -50,7 +51,8 @@ def average_precision(
     kind,   # bbox or segm
 ):  # -> dict: ap, ap50, ap75, and those of sizes that occur
     "COCO's average precision."
-    truth = hotcoco.COCO(dict(images=images, annotations=[t | dict(id=i + 1) for i, t in enumerate(truth)], categories=[dict(id=i + 1, name=n) for i, n in enumerate(names)]))
+    numbered, categories = [t | dict(id=i + 1) for i, t in enumerate(truth)], [dict(id=i + 1, name=n) for i, n in enumerate(names)]
+    truth = hotcoco.COCO(dict(images=images, annotations=numbered, categories=categories))
     judge = hotcoco.COCOeval(truth, truth.load_res(found), kind)
     with redirect_stdout(io.StringIO()): judge.run()                     # it prints a table
     return {name: v for k, name in FIGURES.items() if (v := judge.get_results()[k]) >= 0}
@@ -88,7 +90,8 @@ def detection(
     "Average precision of boxes, and of masks where the model draws them and the data have them."
     index, size = subset(len(source), config.eval_samples), min(config.batch, 16)
     parts = [range(len(index))[a:a + size] for a in range(0, len(index), size)]
-    read = iter(DataLoader(_Known(model, source, index), batch_sampler=own_turns(parts), collate_fn=_whole, generator=torch.Generator(), **in_workers(config.workers)))
+    read = iter(DataLoader(_Known(model, source, index), batch_sampler=own_turns(parts), collate_fn=_whole,
+                           generator=torch.Generator(), **in_workers(config.workers)))               # else it draws from the global one
     def judged(_):  # -> list of (image, true objects, found ones)
         rows = next(read)
         found = model.detect([image for _, image, _ in rows]) if rows else []
@@ -99,5 +102,6 @@ def detection(
     if not truth: raise UserError(f'none of the {len(index)} images of the evaluation shows an object')
     names = [str(c) for c in getattr(model, 'classes', None) or source.object_names]
     masks = all('segmentation' in o for o in [*truth, *found])
-    figures = {f'{what}_{k}': v for what, kind in (('box', 'bbox'), ('mask', 'segm'))[:1 + masks] for k, v in average_precision(images, truth, found, names, kind).items()}
+    kinds = (('box', 'bbox'), ('mask', 'segm'))[:1 + masks]
+    figures = {f'{what}_{k}': v for what, kind in kinds for k, v in average_precision(images, truth, found, names, kind).items()}
     return figures | dict(n=len(images), bad=len(index) - len(images))
