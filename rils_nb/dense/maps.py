@@ -104,7 +104,7 @@ def _below(folder, marker, *archives):  # the folder that holds `marker`, or wha
 
 def ade20k(
     spec, # FOLDER,split=training,names=ade20k,first=1
-    **_,
+    **kwargs, # names of columns, which there are not
 ):  # -> LabelMaps
     "ADE20K, and other data in its layout."
     folder, _, given = spec.partition(',')
@@ -117,7 +117,7 @@ def ade20k(
 
 def voc(
     spec, # FOLDER,split=train,names=voc,first=0,maps=SegmentationClass
-    **_,
+    **kwargs, # names of columns, which there are not
 ):  # -> LabelMaps
     "VOC, and other data in its layout."
     folder, _, given = spec.partition(',')
@@ -174,10 +174,10 @@ class MapShards(Shards):
 
 def open_maps(
     spec,    # SHARDS or TABLE, with options behind commas
-    **keys,  # names of columns
+    **kwargs, # names of columns
 ):  # -> MapShards or MapTable
     "Shards or a table with label maps."
     place = re.split(r',(?=\w+=)', spec)[0]
-    return (MapShards if place.endswith('.tar') or os.path.isdir(place) else MapTable)(spec, **keys)
+    return (MapShards if place.endswith('.tar') or os.path.isdir(place) else MapTable)(spec, **kwargs)
 
 READERS['maps'] = (lambda s: False, open_maps)
