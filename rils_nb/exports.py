@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from open_clip.transformer import QuickGELU
+from timm.models import model_entrypoint
 from .config import Config
 from .core import Registry, UserError, write_text, writing_folder
 from .libraries import load_model
@@ -23,8 +24,9 @@ from .model import SIZES
 # %% ../nbs/40_export.ipynb #1182ab45
 TARGETS = Registry('target')
 
-def _opened_with(method):  # the laptop's sizes are known to timm once this package has registered them
-    return 'import rils_nb.model; ' if SIZES[method.config.size].timm.startswith('rils_') else ''
+def _opened_with(method):  # encoders of this package are known to timm once the module that registers them is imported
+    module = model_entrypoint(SIZES[method.config.size].timm).__module__
+    return f'import {module}; ' if module.startswith('rils_nb.') else ''
 
 def _open_clip_config(method):  # -> dict, the content of open_clip_config.json
     size = SIZES[method.config.size]

@@ -16,13 +16,13 @@ from timm.models.vision_transformer import Block
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-import rils_nb.dense, rils_nb.pretraining, rils_nb.transfer
+import rils_nb.columns, rils_nb.pretraining, rils_nb.transfer
 from .core import Registry, UserError
 from .config import parse_opts
 from .processes import local
 from .loader import as_batch, eval_view
 from .masking import MASKINGS, n_visible
-from .model import SIZES, ImageEncoder, Stack, TextBlock
+from .model import ENCODERS, SIZES, Stack, TextBlock
 
 # %% ../nbs/12_methods.ipynb #70a46c74
 class Method(nn.Module):
@@ -54,7 +54,7 @@ class Method(nn.Module):
         self.asks_scores = 'scores' in inspect.signature(self.masking).parameters
         if self.asks_scores and self.reconstructs and self.scores is None:
             raise UserError(f'--masking {config.masking} asks how much each patch matters, and `{config.method}` does not say: use --masking random')
-        self.visual = ImageEncoder(size.timm, self.image_size, embed, size.pool, size.mean, size.std)
+        self.visual = ENCODERS[size.encoder](size.timm, self.image_size, embed, size.pool, size.mean, size.std)
 
     def mask(self, keys, image=None, scores=None):  # (B,) int64; (B,3,H,W), and what is known of its scores -> Mask
         "The masks of the images with these keys."
@@ -165,7 +165,7 @@ def option_help(cls):  # a Method class -> dict: option -> what it means
 def import_methods():
     "Import every method, so that each has registered itself."
     importlib.import_module('rils_nb.rils')
-    for package in (rils_nb.pretraining, rils_nb.transfer, rils_nb.dense):
+    for package in (rils_nb.columns, rils_nb.pretraining, rils_nb.transfer):
         for m in pkgutil.iter_modules(package.__path__): importlib.import_module(f'{package.__name__}.{m.name}')
 
 def completed(

@@ -20,7 +20,7 @@ from .core import Registry, UserError
 from .processes import gather
 from .samples import tokenize
 from .masking import Mask, take
-from .model import SIZES, TextEncoder, attention_to_patches, local_attention, overheard
+from .model import SIZES, TextEncoder, attention_to_patches, overheard
 from .decoders import DECODERS
 from .losses import contrastive, global_mean, language_kl, matched, patchify, pixel_reconstruction, sigmoid_contrastive
 from .methods import METHODS, Method, Momentum
@@ -240,9 +240,7 @@ def targets(self:RILS,
     if self.average == 'encoder':
         v = self.momentum.copy
         x = v.encode(v.patches(image), local=self.local_targets)
-    elif self.local_targets:
-        last = self.visual.trunk.blocks[-1]
-        with local_attention(last.attn): x = self.visual.trunk.norm(last(entered[0]))
+    elif self.local_targets: x = self.visual.localised(image, entered)
     return x[:, 1:].detach()
 
 @patch

@@ -10,7 +10,7 @@ from fastcore.nbio import read_nb, write_nb
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = {'Tutorials': 'tutorials', 'Explanations': 'explanations', 'Modules': '.', 'Methods': 'pretraining', 'Fine-tuning': 'transfer', 'Dense tasks': 'dense', 'Evaluations': 'evals'}  # in the site's order
+SECTIONS = {'Tutorials': 'tutorials', 'Explanations': 'explanations', 'Modules': '.', 'Methods': 'pretraining', 'Columns': 'columns', 'Fine-tuning': 'transfer', 'Dense tasks': 'dense', 'Evaluations': 'evals'}  # in the site's order
 
 def readme(nb):
     "The notebook as Markdown: hidden cells left out, text outputs shown, links and pictures made relative to the top level."
