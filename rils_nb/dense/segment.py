@@ -165,7 +165,7 @@ def levels(self:Segment, x, keys=None):  # (B,3,H,W) normalised, H and W multipl
     if self.training: toss(self.paths, keys)
     places = trunk.pos_embed
     if x.shape[-2:] != (self.image_size,) * 2: places = resample_abs_pos_embed(places, [h, w], num_prefix_tokens=1)
-    x = self.visual.begin(trunk.patch_embed(x) + places[:, 1:])
+    x = self.visual.tokens(trunk.patch_embed(x) + places[:, 1:])
     for i, block in enumerate(trunk.blocks):
         x = self.visual.run(block, x)
         if i in self.at: found[i] = x[:, 1:].transpose(1, 2).unflatten(2, (h, w))
