@@ -298,7 +298,7 @@ READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolde
 READERS['folder'] = (os.path.isdir, Folder)
 
 # %% ../nbs/06_readers.ipynb #19d1ee0d
-LAZY = dict(karpathy='rils_nb.captioned')  # readers that few need: the module that registers each is imported when it is asked for
+LAZY = dict(karpathy='rils_nb.captioned', listed='rils_nb.evals.low_shot')  # readers that few need: the module that registers each is imported when it is asked for
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl, a folder; or kind:spec

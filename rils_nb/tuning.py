@@ -7,8 +7,9 @@ Docs: https://rils-nb.github.io/rils_nb/tuning.html.md"""
 # %% auto #0
 __all__ = ['shapes_finetune', 'shapes_linear', 'finetune', 'finetune_rils_b16', 'finetune_mae_b16', 'finetune_mae_l16',
            'finetune_milan_b16', 'finetune_milan_l16', 'finetune_maskclip_b16', 'finetune_revcol_b16',
-           'finetune_revcol_b16_in22k', 'finetune_revcol_b16_in22k_in1k', 'linear', 'linear_mae_b16',
-           'linear_milan_b16', 'linear_milan_l16', 'linear_maskclip_b32', 'linear_rils_b16']
+           'finetune_revcol_b16_in22k', 'finetune_revcol_b16_in22k_in1k', 'finetune_few', 'linear', 'linear_mae_b16',
+           'linear_milan_b16', 'linear_milan_l16', 'linear_milan_b16_semantic', 'linear_maskclip_b32',
+           'linear_rils_b16']
 
 # %% ../nbs/52_tuning.ipynb #7f5d7c31
 from dataclasses import replace
@@ -87,6 +88,14 @@ def finetune_revcol_b16_in22k_in1k():
     return replace(finetune(), **_in1k('runs/finetune_revcol_b16_in22k'), batch=512, epochs=30.0, warmup=0.0, lr=5e-5, weight_decay=0.01, ema=0.9999,
                    opts='layer_decay=0.9,mixup=0,cutmix=0')
 
+# %% ../nbs/52_tuning.ipynb #94067556
+@register_recipe
+def finetune_few():
+    """Fine-tuning on few images of each class, those of a list that `low_shot` wrote. No paper of these says how (RILS fits classifiers to frozen features there),
+    so the settings are a choice. `rils-train finetune_few --init RUN --data listed:lists/10-shot-seed-0-draw-0.txt,imagenet/train --eval_data imagenet/val`"""
+    return replace(finetune(), data='listed:lists/10-shot-seed-0-draw-0.txt,imagenet/train', eval_data='imagenet/val', batch=128, epochs=0.0, steps=2000, warmup=0.1,
+                   lr=2e-4, crop=0.3, opts='pool=normed,layer_decay=0.75,head_init=0.01,mixup=0,cutmix=0')
+
 # %% ../nbs/52_tuning.ipynb #217019f1
 @register_recipe
 def linear():
@@ -108,6 +117,12 @@ def linear_milan_b16():
 def linear_milan_l16():
     "MILAN's probe, ViT-L/16 (paper, A.1)."
     return replace(linear_milan_b16(), init='runs/milan_l16_in1k', size='ViT-L-16', lr=1.28)
+
+@register_recipe
+def linear_milan_b16_semantic():
+    """MILAN's probe on the half of the patches that matter most: 80.0 (paper, Table 7, #6; 78.9 on all). Whose attention says so, the paper leaves open:
+    here the encoder's own; --opts pools=class,held_out=0,seen=0.5,teacher=open_clip:ViT-B-16/openai asks that of pre-training."""
+    return replace(linear_milan_b16(), opts='pools=class,held_out=0,seen=0.5')
 
 @register_recipe
 def linear_maskclip_b32():
