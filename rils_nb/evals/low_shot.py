@@ -262,12 +262,12 @@ def show_low_shot(
 # %% ../../nbs/evals/27_low_shot.ipynb #15e03c92
 def open_list(
     given,  # 'FILE,DATA'
-    **keys, # of `open_source`: columns of a table
+    **kwargs, # of `open_source`: columns of a table
 ):  # -> Source
     "The samples of data that a list names; what `listed:FILE,DATA` opens."
     path, comma, spec = given.partition(',')
     if not (path and spec): raise UserError(f'a list is given as listed:FILE,DATA, as listed:lists/5-shot-seed-0-draw-0.txt,imagenet/train; given `listed:{given}`')
-    source = open_source(spec, **keys)
+    source = open_source(spec, **kwargs)
     return Some(source, sorted(named_in(path, [_about(source, i)[1] for i in range(len(source))]).values()))
 
 READERS['listed'] = (lambda spec: False, open_list)
