@@ -1,8 +1,8 @@
 """Fashion-MNIST: what frozen features of runs are good for, and fine-tuning from a run against fine-tuning from random weights.
 
     apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb fashion       # 31 MB; or any folder with the four idx files
-    python benchmarks/fashion_mnist.py --data fashion --init runs/shapes                        # about three quarters of an hour on two CPU cores
-    python benchmarks/fashion_mnist.py --data fashion --init runs/shapes --images 200 --steps 5 --seeds 0 --folder trial      # a minute, to see that it runs
+    python benchmarks/fashion_mnist.py --data fashion --init runs/shapes                        # two starts, two sizes of the data, three seeds: twelve runs of 2,000 steps
+    python benchmarks/fashion_mnist.py --data fashion --init runs/shapes --images 200 --steps 5 --seeds 0 --folder trial      # to see that it runs
     python benchmarks/fashion_mnist.py --folder runs/fashion_mnist --show                       # the table of what has been run
 
 Frozen features: `probe` (logistic regression on the most images of --images, its penalty chosen on a fifth of them; nearest neighbours) and `low_shot`
