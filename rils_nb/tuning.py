@@ -6,10 +6,11 @@ Docs: https://rils-nb.github.io/rils_nb/tuning.html.md"""
 
 # %% auto #0
 __all__ = ['shapes_finetune', 'shapes_linear', 'finetune', 'finetune_rils_b16', 'finetune_mae_b16', 'finetune_mae_l16',
-           'finetune_milan_b16', 'finetune_milan_l16', 'finetune_maskclip_b16', 'finetune_revcol_b16',
-           'finetune_revcol_b16_in22k', 'finetune_revcol_b16_in22k_in1k', 'finetune_few', 'linear', 'linear_mae_b16',
-           'linear_milan_b16', 'linear_milan_l16', 'linear_milan_b16_semantic', 'linear_maskclip_b32',
-           'linear_rils_b16']
+           'finetune_milan_b16', 'finetune_milan_l16', 'finetune_maskclip_b16', 'finetune_revcolv2_b',
+           'finetune_revcolv2_l', 'finetune_revcolv2_b_in22k', 'finetune_revcolv2_l_in22k',
+           'finetune_revcolv2_b_in22k_in1k', 'finetune_revcolv2_l_in22k_in1k', 'finetune_few', 'linear',
+           'linear_mae_b16', 'linear_milan_b16', 'linear_milan_l16', 'linear_revcolv2_b', 'linear_revcolv2_l',
+           'linear_milan_b16_semantic', 'linear_maskclip_b32', 'linear_rils_b16']
 
 # %% ../nbs/52_tuning.ipynb #7f5d7c31
 from dataclasses import replace
@@ -73,20 +74,36 @@ def finetune_maskclip_b16():
 
 # %% ../nbs/52_tuning.ipynb #4de07c00
 @register_recipe
-def finetune_revcol_b16():
-    "RevColV2's settings for ImageNet-1K after masked pre-training, 100 epochs, with an average of the weights (supplement, Table 3; 84.7 with its own encoder)."
-    return replace(finetune(), eval_data='imagenet/val', lr=2e-3, ema=0.9999, opts='layer_decay=0.75')
+def finetune_revcolv2_b():
+    "RevColV2-B of `revcolv2_b_in1k`, ImageNet-1K, 100 epochs, with an average of the weights: 84.7 (supplement, Table 3)."
+    return replace(finetune(), **_in1k('runs/revcolv2_b_in1k'), size='RevColV2-B', lr=2e-3, ema=0.9999, checkpointing=True, opts='layer_decay=0.75')
 
 @register_recipe
-def finetune_revcol_b16_in22k():
-    "RevColV2's settings for ImageNet-22K, 90 epochs of batch 4096 (supplement, Table 2)."
-    return replace(finetune(), data='imagenet22k/train', batch=4096, epochs=90.0, warmup=5/90, lr=4e-3, opts='layer_decay=0.8')
+def finetune_revcolv2_l():
+    "RevColV2-L of `revcolv2_l_in1k`, ImageNet-1K, 50 epochs: 86.3 (supplement, Table 3)."
+    return replace(finetune_revcolv2_b(), init='runs/revcolv2_l_in1k', size='RevColV2-L', epochs=50.0, warmup=0.1)
 
 @register_recipe
-def finetune_revcol_b16_in22k_in1k():
-    "RevColV2's settings for ImageNet-1K after ImageNet-22K, 30 epochs of batch 512 without mixing and warm-up (supplement, Table 4)."
-    return replace(finetune(), **_in1k('runs/finetune_revcol_b16_in22k'), batch=512, epochs=30.0, warmup=0.0, lr=5e-5, weight_decay=0.01, ema=0.9999,
+def finetune_revcolv2_b_in22k():
+    "RevColV2-B of `revcolv2_b_in1k`, ImageNet-22K, 90 epochs of batch 4096 (supplement, Table 2)."
+    return replace(finetune_revcolv2_b(), data='imagenet22k/train', eval_data='', batch=4096, epochs=90.0, warmup=5/90, lr=4e-3, ema=0.0, opts='layer_decay=0.8')
+
+@register_recipe
+def finetune_revcolv2_l_in22k():
+    "RevColV2-L of `revcolv2_l_in1k`, ImageNet-22K, 90 epochs of batch 4096 (supplement, Table 2)."
+    return replace(finetune_revcolv2_b_in22k(), init='runs/revcolv2_l_in1k', size='RevColV2-L', opts='layer_decay=0.8,drop_path=0.2')
+
+# %% ../nbs/52_tuning.ipynb #f0937883
+@register_recipe
+def finetune_revcolv2_b_in22k_in1k():
+    "RevColV2-B of `finetune_revcolv2_b_in22k`, ImageNet-1K, 30 epochs of batch 512 without mixing and warm-up (supplement, Table 4)."
+    return replace(finetune_revcolv2_b(), init='runs/finetune_revcolv2_b_in22k', batch=512, epochs=30.0, warmup=0.0, lr=5e-5, weight_decay=0.01,
                    opts='layer_decay=0.9,mixup=0,cutmix=0')
+
+@register_recipe
+def finetune_revcolv2_l_in22k_in1k():
+    "RevColV2-L of `finetune_revcolv2_l_in22k`, ImageNet-1K, 30 epochs (supplement, Table 4; 88.4 in the abstract)."
+    return replace(finetune_revcolv2_b_in22k_in1k(), init='runs/finetune_revcolv2_l_in22k', size='RevColV2-L', opts='layer_decay=0.9,mixup=0,cutmix=0,drop_path=0.2')
 
 # %% ../nbs/52_tuning.ipynb #94067556
 @register_recipe
@@ -117,6 +134,16 @@ def linear_milan_b16():
 def linear_milan_l16():
     "MILAN's probe, ViT-L/16 (paper, A.1)."
     return replace(linear_milan_b16(), init='runs/milan_l16_in1k', size='ViT-L-16', lr=1.28)
+
+@register_recipe
+def linear_revcolv2_b():
+    "RevColV2's probe behind its bottom-up columns, B, ImageNet-1K, 90 epochs, LARS: 67.7 (supplement, section 2.2 and Table 5)."
+    return replace(linear_mae_b16(), init='runs/revcolv2_b_in1k', size='RevColV2-B-up', opts='held_out=0')
+
+@register_recipe
+def linear_revcolv2_l():
+    "RevColV2's probe, L: 79.3 (supplement, Table 5)."
+    return replace(linear_revcolv2_b(), init='runs/revcolv2_l_in1k', size='RevColV2-L-up')
 
 @register_recipe
 def linear_milan_b16_semantic():
