@@ -17,7 +17,7 @@ from rils_nb.runs import WEIGHTS, load, newest, read_tensors, save
 from rils_nb.scenes import Scenes
 from rils_nb.starts import find_teacher
 from rils_nb.train import fit
-import small as _  # the size `test`
+from small import light
 
 import_methods()
 ALL = sorted(METHODS)
@@ -31,8 +31,8 @@ def teacher(tmp_path_factory):
 
 def small(name, teacher, **more):
     "The config of a method's recipe on the scenes, on eight images."
-    config = recipe('shapes' if name == 'rils' else f'shapes_{name}', size='test', batch=8, data='scenes:n=64', eval_data='', tasks='', precision='float32', **more)
-    return completed(replace(config, opts=config.opts.replace('runs/shapes_clip', str(teacher))), Scenes(n=64))
+    config = recipe('shapes' if name == 'rils' else f'shapes_{name}', batch=8, data='scenes:n=64', eval_data='', tasks='', precision='float32', **more)
+    return completed(replace(light(config), opts=config.opts.replace('runs/shapes_clip', str(teacher))), Scenes(n=64))
 
 def ready(config):  # -> a method that has met its teacher
     method = make(config)
