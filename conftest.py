@@ -164,7 +164,9 @@ class Runs:
         self.pool.shutdown(wait=False, cancel_futures=True)
         for pid in list(self.alive): stop(pid)
 
-def pytest_sessionstart(session): session.stash[RUNS] = Runs(session)
+def pytest_sessionstart(session):
+    if not session.config.option.slow: os.environ['RILS_NB_BRIEF'] = '1'  # notebooks may make less of their data
+    session.stash[RUNS] = Runs(session)
 def pytest_sessionfinish(session): session.stash[RUNS].close()
 
 @pytest.hookimpl(hookwrapper=True)

@@ -8,7 +8,7 @@ settings.read('settings.ini', encoding='utf-8')
 cfg = settings['DEFAULT']
 
 setup(
-    packages=['rils_nb', 'rils_nb.evals', 'rils_nb.pretraining', 'rils_nb.transfer'],
+    packages=['rils_nb', 'rils_nb.columns', 'rils_nb.dense', 'rils_nb.evals', 'rils_nb.pretraining', 'rils_nb.transfer'],
     package_data={'rils_nb': ['*.txt']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),

@@ -44,6 +44,7 @@ class Config:
     lr:float=1.5e-3           # peak learning rate
     min_lr:float=1e-5         # learning rate at the end
     warmup:float=0.04         # share of the run in which the learning rate rises from 0
+    schedule:str='cosine'     # how it falls to min_lr: cosine, linear, or steps (a tenth after 8/12 of the run, a hundredth after 11/12)
     weight_decay:float=0.1    # AdamW's decay; none on biases, norms, positions, class and mask tokens, logit scale
     beta1:float=0.9           # AdamW's decay of the first moment
     beta2:float=0.98          # AdamW's decay of the second moment
@@ -89,6 +90,7 @@ RULES = dict(
     beta1=_below_1, beta2=_below_1, eps=_positive, clip_grad=_at_least_0, processes=_at_least_0, log_every=_positive, save_every=_positive,
     keep=_positive, accum=_positive, ema=_below_1, eval_every=_at_least_0, eval_samples=_at_least_0,
     precision=('must be auto, bf16 or float32', lambda v: v in ('auto', 'bf16', 'float32')),
+    schedule=('must be cosine, linear or steps', lambda v: v in ('cosine', 'linear', 'steps')),
     reduce=('must be float32 or bf16', lambda v: v in ('float32', 'bf16')))
 
 def check(config):
@@ -166,7 +168,7 @@ def register_recipe(f):  # a function that gives a Config
 
 def all_recipes():  # -> RECIPES, filled
     "Every recipe, by name."
-    for module in ('recipes', 'tuning'): importlib.import_module(f'rils_nb.{module}')
+    for module in ('recipes', 'tuning', 'dense_recipes'): importlib.import_module(f'rils_nb.{module}')
     return RECIPES
 
 # %% ../nbs/01_config.ipynb #24e68360

@@ -201,10 +201,11 @@ def open(self:Benchmark,
     "The images with their labels; raises `UserError` where folder or classes are not as declared."
     where = Path(root)/self.folder
     try: found = self.read(Path(root), self.folder)
-    except ModuleNotFoundError as e:
-        library = e.name.partition('.')[0]
-        raise UserError(f'{self.name} is read with {library}, which is not installed: pip install {library}')
     except Exception as e:
+        for lacking in (e, e.__context__):  # torchvision's Cars say it in words of their own
+            if isinstance(lacking, ModuleNotFoundError):
+                library = lacking.name.partition('.')[0]
+                raise UserError(f'{self.name} is read with {library}, which is not installed: pip install {library}')
         why = str(e).partition(' You can use')[0]  # download=True, says torchvision
         raise UserError(f'{self.name}: `{where}` could not be read as its authors lay it out: {type(e).__name__}: {why}')
     return Labelled(self.name, found.images, self.labels(found), list(self.classes.values()), self.templates)

@@ -16,8 +16,9 @@ from open_clip.transformer import QuickGELU
 from timm.models import model_entrypoint
 from .config import Config
 from .core import Registry, UserError, write_text, writing_folder
-from .methods import make
-from .runs import load, read_tensors, write_tensors
+from .libraries import load_model
+from .methods import Method, make
+from .runs import read_tensors, write_tensors
 from .model import SIZES
 
 # %% ../nbs/40_export.ipynb #1182ab45
@@ -110,11 +111,12 @@ def from_released(
 
 # %% ../nbs/40_export.ipynb #85c7cb5b
 def export(
-    source,  # run or checkpoint folder, or a .safetensors file of the released RILS
+    source,  # run or checkpoint folder, wise:START,TUNED,ALPHA, or a .safetensors file of the released RILS
     to,      # open_clip or timm
     out,     # new folder
 ):  # -> str, how to open it
     "Export an encoder; the folder appears when it is complete."
-    method = from_released(source) if str(source).endswith('.safetensors') else load(source)
+    method = from_released(source) if str(source).endswith('.safetensors') else load_model(source)
+    if not isinstance(method, Method): raise UserError(f'`{source}` is a model of a library, which opens it without an export')
     with writing_folder(out) as folder: how = TARGETS[to](method, folder)
     return how.format(out=Path(out))

@@ -83,6 +83,17 @@ NEEDS['labels'] = (lambda model, source: source.read(_first(source)).get('label'
                    'a table with a column of classes (--label_key), or scenes')
 NEEDS['scenes'] = (lambda model, source: isinstance(source, Scenes),
                    'the task {task} knows the embedded scenes alone: give --data scenes:split=val')
+NEEDS['patches'] = (lambda model, source: getattr(model, 'encode_tokens', None) is not None,
+                    '`{model}` gives no features of patches, which {task} needs')
+
+def _has_maps(source):  # whether the first sample that can be read has a label map
+    for i in range(len(source)) if getattr(source, 'semantic_names', None) else ():
+        try: return source.annotation(i).get('semantic') is not None
+        except BadSample: continue
+    return False
+
+NEEDS['maps'] = (lambda model, source: _has_maps(source),
+                 'the data has no label maps, a class for each pixel, which {task} needs: give data that has them, or scenes')
 
 # %% ../nbs/19_harness.ipynb #49b77900
 def missing(

@@ -9,7 +9,7 @@ __all__ = ['OPENERS', 'LibraryView', 'Library', 'OpenCLIP', 'Timm', 'open_open_c
            'view_of']
 
 # %% ../nbs/15_libraries.ipynb #362dad5d
-import logging
+import importlib, logging
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -102,11 +102,13 @@ def _of_open_clip(self:OpenCLIP, image, local=False):  # (B,3,S,S) uint8 -> (B,N
 # %% ../nbs/15_libraries.ipynb #68d32684
 class Timm(Library):
     "A model of timm: images only."
-    def __init__(self, name, net):
+    def __init__(self, name, net, head=None, classes=None):  # head: the classifier that was taken off `net`; classes: what they are called
         cfg = timm.data.resolve_model_data_config(net)
         super().__init__(name, net, cfg['input_size'][-2:], cfg['mean'], cfg['std'], timm.data.create_transform(**cfg))
+        if head is not None: self.head, self.classes, self.classify = head, classes, self._classify
 
     def encode_image(self, image): return self.net(self.normalise(image))  # (B,3,S,S) uint8 -> (B,D)
+    def _classify(self, image): return self.head(self.encode_image(image))  # (B,3,S,S) uint8 -> (B,C) logits
     @property
     def last_attention(self): return _last_attention(self.net)
     def encode_tokens(self, image, local=False):  # (B,3,S,S) uint8, local features or not -> (B,N,D)
@@ -146,6 +148,12 @@ def open_open_clip(name):  # NAME, NAME/PRETRAINED, or local-dir:FOLDER
     with _fetching(f'open_clip:{name}'): return OpenCLIP(base, open_clip.create_model(base, pretrained=weights or None)).eval()
 
 # %% ../nbs/15_libraries.ipynb #dafe4d15
+def _take_off(net):  # a timm model -> (its classifier, names of the classes), which it has no longer; or (None, None)
+    head, subset, names = net.get_classifier(), timm.data.infer_imagenet_subset(net), net.pretrained_cfg.get('label_names')
+    if not names and subset: names = timm.data.ImageNetInfo(subset).label_names()
+    net.reset_classifier(0)
+    return (head, list(names)) if isinstance(head, nn.Linear) and names and len(names) == head.out_features else (None, None)
+
 @OPENERS.register('timm')
 def open_timm(name):  # NAME, NAME/pretrained, or local-dir:FOLDER
     "A model of timm."
@@ -153,11 +161,17 @@ def open_timm(name):  # NAME, NAME/pretrained, or local-dir:FOLDER
     if weights not in ('', 'pretrained'): raise UserError(f'timm models are timm:NAME or timm:NAME/pretrained; given `timm:{name}`')
     if ':' not in base and not timm.is_model(base): raise UserError(f'timm has no model `{base}`{nearest(base, timm.list_models())}')
     if ':' not in base and not weights: print(f'timm:{base} is given random weights; trained ones are timm:{base}/pretrained')
-    with _fetching(f'timm:{name}'): return Timm(base, timm.create_model(base, pretrained=bool(weights) or ':' in base, num_classes=0)).eval()
+    trained = bool(weights) or ':' in base
+    with _fetching(f'timm:{name}'):
+        net = timm.create_model(base, pretrained=trained, **({} if trained else dict(num_classes=0)))
+        return Timm(base, net, *(_take_off(net) if trained else ())).eval()
+
+# %% ../nbs/15_libraries.ipynb #3551f199
+OPENERS['wise'] = lambda given: importlib.import_module('rils_nb.transfer.wise').between(given)
 
 # %% ../nbs/15_libraries.ipynb #3e1015fb
 def load_model(
-    spec,  # run folder, checkpoint folder, open_clip:NAME[/PRETRAINED] or timm:NAME[/pretrained]
+    spec,  # run folder, checkpoint folder, open_clip:NAME[/PRETRAINED], timm:NAME[/pretrained] or wise:START,TUNED,ALPHA
 ):  # -> model in evaluation mode
     "Open any model that can be evaluated; raises `UserError` for one that cannot."
     prefix, colon, rest = str(spec).partition(':')

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-import rils_nb.columns, rils_nb.pretraining, rils_nb.transfer
+import rils_nb.columns, rils_nb.dense, rils_nb.pretraining, rils_nb.transfer
 from .core import Registry, UserError
 from .config import parse_opts
 from .processes import local
@@ -165,7 +165,7 @@ def option_help(cls):  # a Method class -> dict: option -> what it means
 def import_methods():
     "Import every method, so that each has registered itself."
     importlib.import_module('rils_nb.rils')
-    for package in (rils_nb.columns, rils_nb.pretraining, rils_nb.transfer):
+    for package in (rils_nb.columns, rils_nb.dense, rils_nb.pretraining, rils_nb.transfer):
         for m in pkgutil.iter_modules(package.__path__): importlib.import_module(f'{package.__name__}.{m.name}')
 
 def completed(

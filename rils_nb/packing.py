@@ -18,6 +18,7 @@ import torch
 from torchvision.transforms import v2
 import webdataset as wds
 from .core import UserError, key, noise, progress_bar, write_text
+from .loader import IGNORED, annotation_of
 from .samples import BadSample, IMAGES, _tokens, caption_id, clean_captions, decode_image, encode_png, kinds
 
 # %% ../nbs/41_packing.ipynb #00994f98
@@ -38,10 +39,17 @@ def _smaller(image, side, quality):  # (3,H,W) -> bytes of a JPEG whose shorter 
     small.save(buffer := io.BytesIO(), 'JPEG', quality=quality)
     return buffer.getvalue()
 
+def _map_png(truth, side):  # (H,W) -> bytes of a grey PNG, which is resized where the image is
+    truth = truth.byte()[None]
+    if side and min(truth.shape[1:]) > side: truth = v2.functional.resize(truth, [side], v2.InterpolationMode.NEAREST_EXACT)
+    Image.fromarray(truth[0].numpy()).save(buffer := io.BytesIO(), 'PNG')
+    return buffer.getvalue()
+
 def _members(source, i, resize, quality):  # suffix -> bytes
     image, data, suffix, captions, label = _stored(source, i)
+    truth = annotation_of(source, i, image).get('semantic') if getattr(source, 'semantic_names', None) else None
     if resize and min(image.shape[1:]) > resize: data, suffix = _smaller(image, resize, quality), '.jpg'
-    members = {suffix.lower().lstrip('.'): data}
+    members = {suffix.lower().lstrip('.'): data} | ({} if truth is None else {'map.png': _map_png(truth, resize)})
     if captions: members['txt'] = captions[0].encode()
     if len(captions) > 1: members['json'] = json.dumps(dict(caption=captions), ensure_ascii=False).encode()
     return members if label is None else members | {'cls': str(label).encode()}
@@ -71,17 +79,26 @@ def pack(
             if not writer.total: raise UserError(f'nothing to pack: all {len(source)} samples are damaged (rils-data check names them)')
         paths = [out.parent/p.name for p in sorted(Path(aside).glob('*.tar'))]
         for p in paths: os.replace(Path(aside)/p.name, p)
-        if source.classes and paths: write_text(out.parent/f'{out.name}-classes.txt', '\n'.join(source.classes) + '\n')
+        for what, names in (('classes', source.classes), ('map-classes', getattr(source, 'semantic_names', None))):
+            if names and paths: write_text(out.parent/f'{out.name}-{what}.txt', '\n'.join(names) + '\n')
     return paths, bad
 
 # %% ../nbs/41_packing.ipynb #74f1819d
 def _spread(values): return '{} / {:.0f} / {}'.format(min(values), np.median(values), max(values)) if values else '-'
 
+def _map_figures(pixels, source):  # Counter: class -> pixels
+    if not pixels: return {}
+    ignored, total = pixels.pop(IGNORED, 0), pixels.total()
+    often = ', '.join(f'{source.semantic_names[c]} {n / total:.1%}' for c, n in pixels.most_common(3))
+    return {'classes of pixels': f'{len(pixels)} of {len(source.semantic_names)} occur', 'most frequent': often, 'pixels ignored': f'{ignored / (ignored + total):.1%}'}
+
 def check(source):  # -> dict of figures, list of (kind, where)
     "Read every sample of a source and report."
-    bad, sizes, lengths, counts, texts = list(getattr(source, 'bad', ())), [], [], [], Counter()
+    bad, sizes, lengths, counts, texts, pixels = list(getattr(source, 'bad', ())), [], [], [], Counter(), Counter()
     for i in progress_bar(range(len(source)), desc='checking', unit='pair'):
-        try: sample = source.read(i)
+        try:
+            sample = source.read(i)
+            if getattr(source, 'semantic_names', None): pixels.update(dict(zip(*(v.tolist() for v in annotation_of(source, i, sample['image'])['semantic'].unique(return_counts=True)))))
         except BadSample as e:
             bad.append((e.kind, e.where))
             continue
@@ -92,7 +109,7 @@ def check(source):  # -> dict of figures, list of (kind, where)
     figures = dict(shards=len(source.sizes), samples=len(source), good=len(sizes), damaged=len(bad)) | {
         'width min / median / max': _spread([w for w, _ in sizes]), 'height': _spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _spread(counts),
         'tokens of a caption': _spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
-    return figures, bad
+    return figures | _map_figures(pixels, source), bad
 
 # %% ../nbs/41_packing.ipynb #4b840940
 def pack_command(

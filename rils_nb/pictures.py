@@ -102,7 +102,7 @@ def learned(
 ):  # -> path
     "Write the picture that shows best what this model learned."
     if not len(source): raise UserError('the data holds no samples: there is nothing to draw')
-    draw = next(draw for fits, draw in PICTURES.values() if fits(model))
+    draw = next((draw for fits, draw in PICTURES.values() if fits(model)), neighbour_picture)
     save_figure(draw(model, source), path)
     return path
 
@@ -190,7 +190,6 @@ def pixel_picture(
     return fig
 
 # %% ../nbs/18_pictures.ipynb #5c2ea469
-@picture('neighbours', lambda m: True)
 @styled
 def neighbour_picture(
     model,   # Method or Library

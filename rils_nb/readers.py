@@ -28,6 +28,7 @@ from .shards import _ORDER, WINDOW, _after_the_first, _index, _length
 class Source:
     "Samples by number. Subclasses define `raw` and `__len__`, and `sizes` where there are shards."
     classes = None  # names of the labels, where there are labels
+    semantic_names = object_names = None  # of the classes of pixels and of objects, where annotations have them
     bad = ()        # (kind, where) of samples that are known to be incomplete and are not counted in the length
     @property
     def sizes(self): return [len(self)]
@@ -37,6 +38,7 @@ class Source:
     def about(self, i):
         "Label or None, and name, of sample `i`; without its image, where the format allows that."
         return self.raw(i)[3:]
+    def annotation(self, i): return {}  # what is known about pixels: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,)
     def read(self, i):
         "Sample `i` as a dict; raises `BadSample`."
         data, suffix, texts, label, name = self.raw(i)
@@ -255,7 +257,7 @@ def raw(self:Shards, i):
     try:
         if 'json' in get: texts = self._caption(get['json']())
         if texts in (None, '', []) and 'txt' in get: texts = get['txt']()
-        if texts is None and 'cls' not in get: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
+        if texts is None and not get.keys() & {'cls', 'map'}: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
     except (ValueError, RecursionError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
     return get['image'](), Path(name).suffix, texts, label, name
 
@@ -298,7 +300,7 @@ READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolde
 READERS['folder'] = (os.path.isdir, Folder)
 
 # %% ../nbs/06_readers.ipynb #19d1ee0d
-LAZY = dict(karpathy='rils_nb.captioned')  # readers that few need: the module that registers each is imported when it is asked for
+LAZY = dict(karpathy='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', scene_colours='evals.segmentation', listed='evals.low_shot')  # imported when asked for
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl, a folder; or kind:spec
@@ -308,7 +310,7 @@ def open_source(
 ):  # -> Source
     "Open training or evaluation data; raises `UserError` if there is nothing to read."
     kind, colon, rest = spec.partition(':')
-    if colon and kind in LAZY: importlib.import_module(LAZY[kind])
+    if colon and kind in LAZY: importlib.import_module(f'rils_nb.{LAZY[kind]}')
     if colon and kind in READERS: return READERS[kind][1](rest, image_key=image_key, caption_key=caption_key, label_key=label_key)
     for fits, reader in READERS.values():
         if fits(spec): return reader(spec, image_key=image_key, caption_key=caption_key, label_key=label_key)

@@ -74,6 +74,7 @@ def parts(self:CLIP, loss, hit, **more):  # what `forward` returns
 
 @patch
 def forward(self:CLIP, batch):  # dict -> dict
+    "The contrastive loss of a batch, and how many images find their own text."
     z_i, z_t = self.in_parts(self.towers, batch['image'], batch['tokens'], words=batch.get('words'), samples=batch.get('samples'))
     loss, hit = self.compare(z_i, z_t, batch)
     return self.parts(loss, hit, contrastive=loss)
@@ -251,6 +252,7 @@ def target_theta(self:RILS, f):  # (...,D) -> (...,E), without a gradient
 # %% ../nbs/13_rils.ipynb #aff71a25
 @patch
 def forward(self:RILS, batch):  # dict -> dict
+    "Contrastive loss and reconstruction in language space of a batch (Eq. 10)."
     z_i, z_t, f, visible, hidden = self.in_parts(self.towers, batch['image'], batch['tokens'], batch['keys'], words=batch.get('words'))
     contra, hit = self.compare(z_i, z_t, batch)
     shown = torch.ones_like(hit) if self.every_image else hit

@@ -197,7 +197,7 @@ def captions(
 class Scenes:
     "Procedural scenes with captions, labels, boxes and masks."
     chunk = 1000
-    classes = CLASSES
+    classes, semantic_names, object_names = CLASSES, ['background', *SHAPES], list(SHAPES)
     def __init__(self,
         split='train', # train, val, or heldout: pairs of shape and colour that the others never show
         n=0,           # how many; 0 = 20000 train, 2000 val, 1000 heldout

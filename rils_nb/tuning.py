@@ -8,9 +8,9 @@ Docs: https://rils-nb.github.io/rils_nb/tuning.html.md"""
 __all__ = ['shapes_finetune', 'shapes_linear', 'finetune', 'finetune_rils_b16', 'finetune_mae_b16', 'finetune_mae_l16',
            'finetune_milan_b16', 'finetune_milan_l16', 'finetune_maskclip_b16', 'finetune_revcolv2_b',
            'finetune_revcolv2_l', 'finetune_revcolv2_b_in22k', 'finetune_revcolv2_l_in22k',
-           'finetune_revcolv2_b_in22k_in1k', 'finetune_revcolv2_l_in22k_in1k', 'linear', 'linear_mae_b16',
-           'linear_milan_b16', 'linear_milan_l16', 'linear_revcolv2_b', 'linear_revcolv2_l', 'linear_maskclip_b32',
-           'linear_rils_b16']
+           'finetune_revcolv2_b_in22k_in1k', 'finetune_revcolv2_l_in22k_in1k', 'finetune_few', 'linear',
+           'linear_mae_b16', 'linear_milan_b16', 'linear_milan_l16', 'linear_revcolv2_b', 'linear_revcolv2_l',
+           'linear_milan_b16_semantic', 'linear_maskclip_b32', 'linear_rils_b16']
 
 # %% ../nbs/52_tuning.ipynb #7f5d7c31
 from dataclasses import replace
@@ -105,6 +105,14 @@ def finetune_revcolv2_l_in22k_in1k():
     "RevColV2-L of `finetune_revcolv2_l_in22k`, ImageNet-1K, 30 epochs (supplement, Table 4; 88.4 in the abstract)."
     return replace(finetune_revcolv2_b_in22k_in1k(), init='runs/finetune_revcolv2_l_in22k', size='RevColV2-L', opts='layer_decay=0.9,mixup=0,cutmix=0,drop_path=0.2')
 
+# %% ../nbs/52_tuning.ipynb #94067556
+@register_recipe
+def finetune_few():
+    """Fine-tuning on few images of each class, those of a list that `low_shot` wrote. No paper of these says how (RILS fits classifiers to frozen features there),
+    so the settings are a choice. `rils-train finetune_few --init RUN --data listed:lists/10-shot-seed-0-draw-0.txt,imagenet/train --eval_data imagenet/val`"""
+    return replace(finetune(), data='listed:lists/10-shot-seed-0-draw-0.txt,imagenet/train', eval_data='imagenet/val', batch=128, epochs=0.0, steps=2000, warmup=0.1,
+                   lr=2e-4, crop=0.3, opts='pool=normed,layer_decay=0.75,head_init=0.01,mixup=0,cutmix=0')
+
 # %% ../nbs/52_tuning.ipynb #217019f1
 @register_recipe
 def linear():
@@ -136,6 +144,12 @@ def linear_revcolv2_b():
 def linear_revcolv2_l():
     "RevColV2's probe, L: 79.3 (supplement, Table 5)."
     return replace(linear_revcolv2_b(), init='runs/revcolv2_l_in1k', size='RevColV2-L-up')
+
+@register_recipe
+def linear_milan_b16_semantic():
+    """MILAN's probe on the half of the patches that matter most: 80.0 (paper, Table 7, #6; 78.9 on all). Whose attention says so, the paper leaves open:
+    here the encoder's own; --opts pools=class,held_out=0,seen=0.5,teacher=open_clip:ViT-B-16/openai asks that of pre-training."""
+    return replace(linear_milan_b16(), opts='pools=class,held_out=0,seen=0.5')
 
 @register_recipe
 def linear_maskclip_b32():

@@ -1,4 +1,4 @@
-"""What is hidden, what each patch means in words, where a word is in an image, how a run went, what a search finds.
+"""What is hidden, what each patch means in words, where a word is in an image, what each pixel shows, how a run went, what a search finds.
 
 Docs: https://rils-nb.github.io/rils_nb/viz.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/viz.html.md"""
 
 # %% auto #0
 __all__ = ['STYLE', 'TAB', 'CURVES', 'styled', 'panel', 'show_mask', 'word_features', 'patch_words', 'word_colours', 'word_map',
-           'show_patch_words', 'similarity_map', 'contact_sheet', 'curves', 'save_figure', 'search', 'gallery',
-           'gallery_row']
+           'show_patch_words', 'similarity_map', 'show_segmentation', 'contact_sheet', 'curves', 'save_figure',
+           'search', 'gallery', 'gallery_row']
 
 # %% ../nbs/17_viz.ipynb #77938e48
 import math, textwrap
@@ -159,6 +159,29 @@ def similarity_map(
         axes[1, i].axis('off')
     fig.colorbar(shown, ax=axes[1, :].tolist(), shrink=0.8, label='cosine')
     fig.suptitle(f'Where is "{textwrap.shorten(text, 50)}"?')
+    return fig
+
+# %% ../nbs/17_viz.ipynb #0af9c4b9
+@styled
+def show_segmentation(
+    images, # list of (3,H,W) uint8
+    maps,   # dict: what it shows -> list of maps (H,W), one for each image: the class of each pixel
+    names,  # of the classes; what is beyond them is ignored
+    title='', # of the figure
+):  # -> figure
+    "Images, below them rows of label maps, and a legend of the classes that occur."
+    used = sorted({k for row in maps.values() for m in row for k in m.unique().tolist() if k < len(names)})
+    free = iter(word_colours([names[k] for k in used if names[k] != 'background']))
+    colours = {k: (0.8,) * 3 if names[k] == 'background' else next(free) for k in used}
+    table = torch.ones(max(256, len(names)), 3)
+    for k, c in colours.items(): table[k] = torch.tensor(c)
+    fig, axes = plt.subplots(1 + len(maps), len(images), figsize=(max(3.6, 1.3 * len(images) + 0.3), 1.3 * (1 + len(maps)) + 0.7), squeeze=False)
+    for ax, x in zip(axes[0], images): panel(ax, x)
+    for row, found in zip(axes[1:], maps.values()):
+        for ax, m in zip(row, found): panel(ax, table[m.cpu()].permute(2, 0, 1))
+    for ax, words in zip(axes[:, 0], ('image', *maps)): ax.text(-0.05, 0.5, words, transform=ax.transAxes, rotation=90, ha='right', va='center')
+    _legend(fig, [names[k] for k in used], colours.values(), loc='outside lower center', ncols=min(8, len(used)) or 1, handlelength=1, columnspacing=1)
+    fig.suptitle(title)
     return fig
 
 # %% ../nbs/17_viz.ipynb #2d874151

@@ -65,5 +65,5 @@ def serve(job):
 if __name__ == '__main__':
     torch.set_num_threads(1)
     harness.import_tasks()
-    for name in ('three_steps', 'two_stops'): importlib.import_module(name)
+    for name in ('small', 'three_steps', 'two_stops'): importlib.import_module(name)
     for line in sys.stdin: serve(json.loads(line))

@@ -1,15 +1,16 @@
-"""The two pages that are made from the notebooks without Quarto: README.md (from nbs/index.ipynb) and nbs/sidebar.yml.
+"""What is made from the notebooks without Quarto: README.md (from nbs/index.ipynb), nbs/sidebar.yml, and tables of fields, options and recipes.
 
-    python tests/pages.py       writes both and makes stored pictures small; tests/test_project.py holds that the pages are in step
+    python tests/pages.py       writes them and makes stored pictures small; tests/test_project.py holds that they are in step
 """
-import base64, io, posixpath, re
+import ast, base64, io, posixpath, re
+from importlib import import_module
 from pathlib import Path
 
 from fastcore.nbio import read_nb, write_nb
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = {'Tutorials': 'tutorials', 'Explanations': 'explanations', 'Modules': '.', 'Methods': 'pretraining', 'Columns': 'columns', 'Fine-tuning': 'transfer', 'Evaluations': 'evals'}  # in the site's order
+SECTIONS = {'Tutorials': 'tutorials', 'Explanations': 'explanations', 'Modules': '.', 'Methods': 'pretraining', 'Columns': 'columns', 'Fine-tuning': 'transfer', 'Dense tasks': 'dense', 'Evaluations': 'evals'}  # in the site's order
 
 def readme(nb):
     "The notebook as Markdown: hidden cells left out, text outputs shown, links and pictures made relative to the top level."
@@ -41,6 +42,25 @@ def sidebar(nbs):
         if pages: lines += [f'      - section: {title}', '        contents:', *(f'          - {p}' for p in pages)]
     return '\n'.join(lines) + '\n'
 
+def tables(nb):  # a notebook -> for each table that the site shows without its code: its cell, and the table as Markdown as the exported module makes it now
+    "Tables of what the code says about itself."
+    for cell in nb.cells:
+        if cell.cell_type != 'code' or cell.directives.get('echo') != 'false' or not any('text/markdown' in o.get('data', {}) for o in cell.outputs): continue
+        names = dict(vars(import_module('rils_nb.' + next(d for c in nb.cells if (d := c.directives.get('default_exp'))))))
+        for c in nb.cells:
+            if c.cell_type == 'code' and 'hide' in c.directives and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(c.source).body): exec(c.source, names)
+        *before, last = ast.parse(cell.source).body
+        exec(compile(ast.Module(before, []), 'cell', 'exec'), names)
+        yield cell, eval(compile(ast.Expression(last.value), 'cell', 'eval'), names)._repr_markdown_()
+
+def fresh_tables(path):
+    "Store such tables as they are now."
+    nb, changed = read_nb(path), False
+    for cell, table in tables(nb):
+        for o in cell.outputs: changed |= ''.join(o.data['text/markdown']) != table
+        cell.outputs[0].data = {'text/markdown': table, 'text/plain': repr(table)}
+    if changed: write_nb(nb, path)
+
 def shrink(path):
     "Store the pictures of a notebook with a palette of 128 colours: a third of the size, and the eye sees no difference. Warnings are not stored."
     nb, changed = read_nb(path), False
@@ -56,6 +76,8 @@ def shrink(path):
     if changed: write_nb(nb, path)
 
 if __name__ == '__main__':
-    for path in (ROOT/'nbs').rglob('[!_.]*.ipynb'): shrink(path)
+    for path in (ROOT/'nbs').rglob('[!_.]*.ipynb'):
+        shrink(path)
+        fresh_tables(path)
     (ROOT/'README.md').write_text(readme(read_nb(ROOT/'nbs'/'index.ipynb')), encoding='utf-8')
     (ROOT/'nbs'/'sidebar.yml').write_text(sidebar(ROOT/'nbs'), encoding='utf-8')

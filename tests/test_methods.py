@@ -17,6 +17,7 @@ from rils_nb.runs import WEIGHTS, load, newest, read_tensors, save
 from rils_nb.scenes import Scenes
 from rils_nb.starts import find_teacher
 from rils_nb.train import fit
+from small import light
 
 import_methods()
 ALL = sorted(METHODS)
@@ -25,13 +26,13 @@ ALL = sorted(METHODS)
 def teacher(tmp_path_factory):
     "A saved run of CLIP, for methods that ask a teacher."
     folder = tmp_path_factory.mktemp('teacher')
-    save(make(recipe('shapes_clip', seed=1)), folder)
+    save(make(recipe('shapes_clip', size='test', seed=1)), folder)
     return folder
 
 def small(name, teacher, **more):
     "The config of a method's recipe on the scenes, on eight images."
     config = recipe('shapes' if name == 'rils' else f'shapes_{name}', batch=8, data='scenes:n=64', eval_data='', tasks='', precision='float32', **more)
-    return completed(replace(config, opts=config.opts.replace('runs/shapes_clip', str(teacher))), Scenes(n=64))
+    return completed(replace(light(config), opts=config.opts.replace('runs/shapes_clip', str(teacher))), Scenes(n=64))
 
 def ready(config):  # -> a method that has met its teacher
     method = make(config)
@@ -73,12 +74,12 @@ def test_saved_and_loaded(name, teacher, tmp_path):
     method = ready(small(name, teacher))
     save(method, tmp_path)
     assert from_json(to_json(method.config)) == method.config
-    again, x = load(tmp_path), torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    again, x = load(tmp_path), torch.randint(256, (2, 3, method.image_size, method.image_size), dtype=torch.uint8)
     assert again.teacher is None and method.state_dict().keys() == again.state_dict().keys()
     assert all(v.equal(again.state_dict()[k]) for k, v in method.state_dict().items())
     with evaluating(method):
         z, tokens = method.encode_image(x), method.encode_tokens(x)
-        assert z.equal(again.encode_image(x)) and tokens.shape[:2] == (2, 16)
+        assert z.equal(again.encode_image(x)) and tokens.shape[:2] == (2, method.visual.n_patches)
         with contextlib.redirect_stdout(io.StringIO()): export(tmp_path, 'timm', tmp_path/'timm')
         trunk = method.visual.trunk
         pooled = trunk.forward_head(trunk.forward_features(method.visual.normalise(x)), pre_logits=True)

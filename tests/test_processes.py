@@ -1,6 +1,6 @@
 """What only several real processes can show."""
 import os, signal, subprocess, sys, time
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,12 @@ def launch(args, log, timeout=900):
                               stdout=f, stderr=subprocess.STDOUT, env=ENV, timeout=timeout).returncode
     return code, Path(log).read_text()
 
-one = cache(three_steps)
+one = lru_cache(1)(three_steps)  # runs that share their plain one are neighbours
 
 # every method in two processes; in parts and in shards, too, where the machinery is tested or somebody asks for the long tests
 LONG = [run for run in RUNS if run != plain(run) and plain(run) in OTHERS]
 
-@pytest.mark.parametrize('run', [pytest.param(r, marks=[pytest.mark.slow, pytest.mark.long] if r in LONG else ()) for r in RUNS])
+@pytest.mark.parametrize('run', [pytest.param(r, marks=[pytest.mark.slow, pytest.mark.long] if r in LONG else ()) for r in sorted(RUNS, key=plain)])
 def test_two_processes_equal_one(nursery, tmp_path, run):
     nursery.together('three_steps:begin', run, tmp_path/'two.pt', log=tmp_path/'log')
     a, b = torch.load(tmp_path/'two.pt'), dict(one(plain(run)))  # the plain run by one process
@@ -49,7 +49,7 @@ def test_trainer_with_two_processes_equals_one(tmp_path):
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_and_resumed(nursery, tmp_path, signum):
-    argv = [*TINY, '--steps', 60]
+    argv = [*TINY, '--size', 'test', '--steps', 60]
     assert nursery.run([*argv, '--out', tmp_path/'whole'], tmp_path/'log')[0] == 0
     pid = nursery.start([*argv, '--out', tmp_path/'run'], tmp_path/'log')
     while len(read_jsonl(tmp_path/'run'/'log.jsonl')) < 3: time.sleep(0.01)

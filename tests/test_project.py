@@ -121,6 +121,11 @@ def test_readme_and_sidebar_are_in_step():
     assert (ROOT/'README.md').read_text(encoding='utf-8') == pages.readme(read_nb(ROOT/'nbs'/'index.ipynb')), 'run: python tests/pages.py'
     assert (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8') == pages.sidebar(ROOT/'nbs'), 'run: python tests/pages.py'
 
+def test_tables_are_in_step():
+    "What the site shows of fields, options and recipes is what they are now."
+    found = [(name_of(p), ''.join(cell.outputs[0].data['text/markdown']) == table) for p in NOTEBOOKS for cell, table in pages.tables(read_nb(p))]
+    assert len(found) > 2 and all(same for _, same in found), f'run: python tests/pages.py ({found})'
+
 def test_cells_that_print_hold_what_they_printed():
     "The site shows what stands in the notebooks; it runs nothing."
     def prints(cell):

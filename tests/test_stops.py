@@ -254,7 +254,7 @@ def test_two_processes_divide_an_evaluation(two):
     run = two('divided_work').run
     assert [int((run/f'encoded-{rank}').read_text()) for rank in (0, 1)] == [16 + 16, 16 + 2]  # batches of 16, 16, 16, 2
     together = {f'{r["task"]}/{k}': v for r in read_jsonl(run/'results.jsonl') for k, v in r['metrics'].items() if r['task'] != 'divided'}
-    assert len(together) > 20 and together == evaluate(run, batch=16, tasks=['retrieval', 'zeroshot', 'probe', 'scenes'])
+    assert len(together) > 20 and together == evaluate(run, batch=16, tasks=['retrieval', 'zeroshot', 'probe', 'scenes', 'zeroshot_segmentation'])
 
 def test_data_that_one_of_two_processes_lacks(two):
     case = two('no_data')

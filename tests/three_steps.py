@@ -13,6 +13,7 @@ from rils_nb.methods import METHODS, completed, import_methods, make
 from rils_nb.rils import RILS
 from rils_nb.scenes import Scenes
 from rils_nb.optim import optimizer_of
+from small import light
 
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
 RUNS = dict(clip='', mae=PIXELS, mae_clip=PIXELS, rils='', rils_one_sided='', rils_none_matched='', rils_prototypes='prototype_grad=true')
@@ -60,8 +61,8 @@ def method_of(run, accum):  # -> the method of a run, in float64
     if name in LABELLED: config = completed(Config(batch=8, weight_decay=0.5, accum=accum, **LABELLED[name]), Scenes(n=64))
     elif name in OTHERS: config = completed(recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum), Scenes(n=64))
     else: config = Config(method='given' if name in HITS else re.sub('_(prototypes|sigmoid|frozen|learned|averaged|local|semantic)$', '', name), opts=RUNS[run], masking='semantic' if 'semantic' in name else 'random', batch=8, weight_decay=0.5, accum=accum)
-    method = make(config).double()
-    if method.asks: method.meet(make(Config(method='clip', seed=1)).double().eval().requires_grad_(False))
+    method = make(light(config)).double()
+    if method.asks: method.meet(make(Config(method='clip', size='test', seed=1)).double().eval().requires_grad_(False))
     return method
 
 def share_of(method, run, step):  # -> this process's share of the global batch of a step

@@ -153,7 +153,7 @@ def evaluating_alone(c): c.run(steps=3, eval_data='scenes:split=val,n=50', tasks
 @case
 def evaluation_fails(c): c.run(steps=3, eval_data='scenes:split=val,n=50', tasks='fails')
 @case
-def divided_work(c): c.run(steps=3, method='clip', opts='', eval_data='scenes:split=val,n=50', tasks='divided,retrieval,zeroshot,probe,scenes')
+def divided_work(c): c.run(steps=3, method='clip', opts='', eval_data='scenes:split=val,n=50', tasks='divided,retrieval,zeroshot,probe,scenes,zeroshot_segmentation')
 @case
 def sharded(c):
     machine.Accelerator = Sharded

@@ -19,6 +19,7 @@ from ..harness import NEEDS, task
 from ..loader import loader
 from ..losses import language_kl
 from ..masking import take
+from ..processes import in_turns
 
 # %% ../../nbs/evals/24_reconstruction.ipynb #3766b9f3
 def divergences(
@@ -56,9 +57,11 @@ def reconstruction(
     n = min(1024, config.eval_samples or 1024, len(source))
     texts, sums = min(texts, n), Counter()
     shown = replace(config, batch=texts, crop=1., flip=False, workers=0)                                    # whole images
+    def look(step):
+        batch = next(iter(loader(shown, source, ('image', 'tokens'), start=step, steps=step + 1)))
+        return divergences(model, {k: v.to(device_of(model)) for k, v in batch.items() if torch.is_tensor(v)})
     with evaluating(model):
-        for batch in loader(shown, source, ('image', 'tokens'), steps=max(1, n // texts)):
-            sums.update(divergences(model, {k: v.to(device_of(model)) for k, v in batch.items() if torch.is_tensor(v)}))
+        for found in in_turns(range(max(1, n // texts)), look): sums.update(found)
     if not sums['n']: return dict(n=0)
     out = {k: v / sums['n'] for k, v in sums.items() if k != 'n'}
     way = {f'{k}_way': (out['uniform_nats'] - out[f'{k}_nats']) / (out['uniform_nats'] - out['floor_nats']) for k in ('decoder', 'copy')}

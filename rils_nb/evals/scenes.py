@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from ..features import features, patch_features, text_features
 from ..harness import task, won
+from ..processes import in_turns
 from .zeroshot import classifier
 from ..scenes import BACKGROUNDS, COLOURS, PAIRS, RELATIONS, SHAPES, SIZES, TEXTURES, Scenes
 
@@ -94,8 +95,8 @@ def patch_figure(
     w, truth, out = pair_classifier(model).view(8, 8, -1).mean(0), torch.stack([_colour_map(source, i) for i in index]), {}
     ways = dict(patch_colour=None, patch_colour_plain=False) if getattr(model, 'last_attention', None) is not None else dict(patch_colour_plain=False)
     for name, local in ways.items():
-        parts = [patch_features(model, [source.image(i) for i in part], local) for part in np.array_split(index, -(-len(index) // 100))]
-        right = _average(torch.cat(parts), w)                                                              # (n,N,8) scores of the colours
+        look = lambda part: _average(patch_features(model, [source.image(i) for i in part], local), w)
+        right = torch.cat(list(in_turns(np.array_split(index, -(-len(index) // 100)), look)))               # (n,N,8) scores of the colours
         side, big = round(right.shape[1]**0.5), source.size
         right = F.interpolate(right.unflatten(1, (side, side)).permute(0, 3, 1, 2), (big, big), mode='nearest').permute(0, 2, 3, 1)[truth >= 0]
         out |= {name: won(right, torch.arange(8) == truth[truth >= 0][:, None]).mean().item(), f'{name}_chance': 1/8}

@@ -77,7 +77,7 @@ def zeroshot(
     source,  # any reader of labelled images
     *,
     class_names='',  # text file with class names, one to a line; empty = those of the data
-    templates='',    # text file with prompt templates, one to a line; empty = five common ones
+    templates='',    # text file with prompt templates, one to a line; empty = those of the data or of the task
 ):  # -> dict
     "Zero-shot classification of labelled images."
     f = features(model, source, config.eval_samples, config.batch, config.workers)

@@ -163,6 +163,7 @@ def distance(self:ACLIP, a, b, c):  # (B,D) each -> scalar
 
 @patch
 def forward(self:ACLIP, batch):  # dict -> dict
+    "The losses of a batch: contrastive, between the two views, and against the average."
     self.progress = batch.get('progress', 0.)
     looks, c = self.in_parts(self.look, batch['around'])
     kept = self.shown(looks, batch['boxes'], batch['keys'])

@@ -203,6 +203,7 @@ def towers(self:MaskCLIP, image, tokens, keys, words=None):  # -> (B,E), (B,E), 
 
 @patch
 def forward(self:MaskCLIP, batch):  # dict -> dict
+    "The losses of a batch: contrastive, distillation of hidden patches, hidden words."
     z_i, z_t, recon, seen, *guessed = self.in_parts(self.towers, batch['image'], batch['tokens'], batch['keys'], words=batch.get('words'))
     (contra, hit), recon = self.compare(z_i, z_t, batch), recon.mean()
     self.progress, self.seen = batch.get('progress', 0.), summed(seen.detach().mean(0)) / world()[1] if self.quantizer else None

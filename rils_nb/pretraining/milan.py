@@ -103,5 +103,6 @@ def tell(self:Milan, image, keys):  # (B,3,H,W) uint8, (B,) -> (B,)
 
 @patch
 def forward(self:Milan, batch):  # dict -> dict
+    "The distance of a batch's patches from what the teacher sees (Eq. 1)."
     loss = self.in_parts(self.tell, batch['image'], batch['keys'])[0].mean()
     return dict(loss=loss, reconstruction=loss.detach())

@@ -180,6 +180,7 @@ def towers(self:SILC, whole, local, tokens, keys, words=None):  # (B,V,3,S,S), (
 # %% ../../nbs/pretraining/63_silc.ipynb #42174f96
 @patch
 def forward(self:SILC, batch):  # dict -> dict
+    "The losses of a batch: contrastive, and distillation from the average to small views (and, in TIPS, to hidden patches)."
     z_i, z_t, losses, seen = self.in_parts(self.towers, *(batch[k] for k in ('global', 'local', 'tokens', 'keys')), words=batch.get('words'))
     self.seen = all_sum(seen.sum(0)) / (len(z_t) * world()[1])                           # (T,K), for `after_step`
     contra, hits = zip(*(self.compare(z, z_t, batch) for z in z_i.unbind(1)))

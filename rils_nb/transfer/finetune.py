@@ -151,6 +151,7 @@ def logits(self:Finetune, x, keys):  # (B,3,H,W) normalised, (B,) -> ((B,C),)
 
 @patch
 def forward(self:Finetune, batch):  # dict -> dict
+    "The mixed cross-entropy of a batch, and the share of images whose own label wins."
     x, lam = self.visual.normalise(batch['image']), None
     if self.mixes: x, lam = mix_pairs(x, batch['mix'])
     logits, = self.in_parts(self.logits, x, batch['keys'])

@@ -16,9 +16,13 @@ import torch.nn.functional as F
 from torch import nn
 from ..core import Registry, UserError, key, noise
 from ..losses import global_mean
+from ..masking import from_scores
 from ..methods import METHODS
+from ..model import attention_to_patches, overheard
 from ..optim import OPTIMIZERS
+from ..pretraining.milan import ask
 from ..processes import all_sum, world
+from ..starts import find_teacher
 from .finetune import POOLS, classifier
 from .labelled import Labelled
 
@@ -79,12 +83,18 @@ class Linear(Labelled):
         standardise=True,  # batch normalisation without weights before the classifier
         solver='lars',     # or sgd, adamw
         head_init=0.01,    # deviation of the classifiers' first weights
+        seen=1.0,          # share of the patches that the encoder sees, those that matter most; 1: all
+        teacher='',        # whose attention says how much a patch matters: a model as --init takes it; empty: the encoder's own
         **more,
     ):
         super().__init__(config, **more)
         if not 0 <= held_out < 1: raise UserError(f'held_out must be at least 0 and below 1, given {held_out}')
         self.grid = [(pool, rate) for pool in pools.split(':') for rate in numbers(rates)]
         if len(self.grid) > 1 and not held_out: raise UserError(f'{len(self.grid)} classifiers are trained, and held_out=0 leaves nothing to choose among them on')
+        n = self.visual.n_patches
+        if not 1 <= seen * n <= n: raise UserError(f'seen is a share of the {n} patches, from 1/{n} to 1, given {seen}')
+        if teacher and seen == 1: raise UserError(f'teacher={teacher} says which patches are seen, and seen=1 shows all of them: give a smaller share, as seen=0.5')
+        self.seen, self.asks = seen, teacher
         OPTIMIZERS[solver]
         self.optimizer, self.held_out, self.visual = solver, held_out, self.visual.requires_grad_(False)
         widths = {pool: FEATURES[pool](torch.zeros(1, 2, self.visual.width)).shape[1] for pool, _ in self.grid}
@@ -99,12 +109,37 @@ class Linear(Labelled):
         self.visual.eval()
         return self
 
+# %% ../../nbs/transfer/73_linear.ipynb #d8e309f2
+@patch
+@torch.no_grad()
+def scores(self:Linear, image):  # (B,3,H,W) uint8 -> (B,N)
+    "How much each patch matters: attention of the teacher, or of the encoder's own last block."
+    if self.asks and self.teacher is None: find_teacher(self, self.visual.mean.device)
+    if self.asks: return ask(self.teacher, image)[1]
+    attn, token = self.last_attention, self.visual.trunk.global_pool == 'token'
+    look = lambda attn, x: attention_to_patches(attn, x, self.visual.n_patches, class_token=token)
+    with overheard(attn, look) as looks: self.visual.encode(self.visual.patches(image))
+    return looks[0]
+
+@patch
+def most(self:Linear, image):  # (B,3,H,W) uint8 -> (B,V) patches that are seen, or None: all
+    "The patches that matter most."
+    return None if self.seen == 1 else from_scores(-self.scores(image), 1 - self.seen).visible
+
+@patch
+def meet(self:Linear, teacher):
+    "Receive the frozen teacher; raises `UserError` where it has no attention or other patches."
+    if getattr(teacher, 'last_attention', None) is None: raise UserError(f'the teacher `{self.asks}` has no attention to ask')
+    n = ask(teacher, torch.zeros(1, 3, *[self.image_size] * 2, dtype=torch.uint8, device=next(teacher.parameters()).device))[1].shape[1]
+    if n != self.visual.n_patches: raise UserError(f'the teacher `{self.asks}` sees {n} patches, and --size {self.config.size} at --image_size {self.image_size} has {self.visual.n_patches}')
+    super(Linear, self).meet(teacher)
+
 # %% ../../nbs/transfer/73_linear.ipynb #d982d6b9
 @patch
 @torch.no_grad()
 def features(self:Linear, image):  # (B,3,H,W) uint8 -> tuple of (B,D), one for each pool
     "What the classifiers look at, before it is standardised."
-    x = self.visual.encode(self.visual.patches(image))
+    x = self.visual.encode(self.visual.patches(image), self.most(image))
     return tuple(FEATURES[pool](x) for pool in self.norms)
 
 @patch
@@ -123,6 +158,7 @@ def judge(self:Linear, found, labels, out):  # tuple of (B,D), (B,), (B,) bool -
 
 @patch
 def forward(self:Linear, batch):  # dict -> dict
+    "The sum of all classifiers' losses on a batch."
     with torch.no_grad(): found = self.in_parts(self.features, batch['image'])
     out = self.outside(batch['samples'])
     with torch.autocast(out.device.type, enabled=False): losses, hits = self.judge(found, batch['label'], out)
@@ -142,6 +178,7 @@ def classify(self:Linear, image):  # as `Method.encode_image` -> (B,C) logits
 @patch
 @torch.no_grad()
 def as_timm(self:Linear):
+    if self.seen != 1: raise UserError(f'timm classifies by all patches, and this classifier was trained on {self.seen:.0%} of them (seen={self.seen}): it cannot be exported')
     best = int(self.choice.best())
     pool, head = self.grid[best][0], self.heads[best]
     if pool not in POOLS: raise UserError(f'timm has no classifier on the feature `{pool}`, which was the best one: train with --opts pools=normed or pools=class to export it')
