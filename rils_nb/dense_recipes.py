@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/dense.html.md"""
 __all__ = ['COCO_STEPS', 'shapes_detect', 'detect', 'detect_rils_b16', 'detect_rils_b16_lvis', 'detect_rils_b16_low_shot',
            'detect_milan_b16', 'detect_milan_l16', 'detect_maskclip_b16', 'detect_revcol_b16', 'shapes_segment',
            'segment', 'segment_rils_b16', 'segment_clip_b16', 'segment_mae_b16', 'segment_milan_b16',
-           'segment_milan_l16', 'segment_maskclip_b16', 'segment_revcol_b16']
+           'segment_milan_l16', 'segment_maskclip_b16', 'segment_revcolv2_b', 'segment_revcolv2_l']
 
 # %% ../nbs/53_dense.ipynb #4d964f2b
 from dataclasses import replace
@@ -127,6 +127,11 @@ def segment_maskclip_b16():
     return replace(segment(), **_ade20k('runs/maskclip_b16_yfcc15m'), lr=2e-4, opts='layer_decay=0.6')
 
 @register_recipe
-def segment_revcol_b16():
-    "RevColV2's settings for UperNet, ADE20K (supplement, 1.4). What it does not say is as in Table A6."
-    return replace(segment(), eval_data='ade20k:ade20k,split=validation', lr=4e-5)
+def segment_revcolv2_b():
+    "RevColV2-B with UperNet on the levels of its last column, ADE20K (supplement, 1.4). What it does not say is as in Table A6."
+    return replace(segment(), **_ade20k('runs/revcolv2_b_in1k'), size='RevColV2-B', lr=4e-5, checkpointing=True)
+
+@register_recipe
+def segment_revcolv2_l():
+    "RevColV2-L with UperNet, ADE20K (supplement, 1.4)."
+    return replace(segment_revcolv2_b(), init='runs/revcolv2_l_in1k', size='RevColV2-L')

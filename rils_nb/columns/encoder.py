@@ -158,6 +158,12 @@ class ColumnsEncoder(ImageEncoder):
         if not local: return self.trunk.features(x, **self.how)
         with local_attention(self.trunk.blocks[-1].attn): return self.trunk.features(x, run=call)
 
+    def complete(self): self.trunk.complete()
+
+    def stages(self, x, at):  # (B,1+N,D) from `tokens`; not used -> list of (B,1+N,D)
+        "All levels behind the last column, the lowest first."
+        return [s.to(x.dtype) for s in self.trunk.top_down(self.trunk.bottom_up(x, **self.how), **self.how)]
+
     def localised(self, image, entered):  # (B,3,H,W) uint8; not used, as what leaves the last block is not all of the feature -> (B,1+N,D)
         "The local features of images."
         return self.encode(self.patches(image), local=True)

@@ -137,6 +137,7 @@ class Segment(Method):
             raise UserError('dropout and drop_path are at least 0 and below 1, layer_decay above 0, aux_weight 0 or more, and 0 < smallest <= largest')
         if self.image_size < 2 * self.patch_size: raise UserError(f'UperNet needs two patches along a side: raise --image_size to {2 * self.patch_size}')
         trunk, width = self.visual.trunk, self.visual.width
+        self.visual.complete()
         self.rates = {f'visual.trunk.{k}': layer_decay * v for k, v in layer_rates(trunk, layer_decay).items()}  # what is new stands above the last block
         self.paths, self.at, trunk.norm = drop_paths(trunk, drop_path), blocks_of(len(trunk.blocks)), nn.Identity()
         trunk.pos_embed.requires_grad_(True)
@@ -161,15 +162,12 @@ class Segment(Method):
 @patch
 def levels(self:Segment, x, keys=None):  # (B,3,H,W) normalised, H and W multiples of the patch side; (B,) in training -> tuple of four (B,D,h,w)
     "What the blocks give that UperNet looks at."
-    trunk, (h, w), found = self.visual.trunk, (n // self.patch_size for n in x.shape[-2:]), {}
+    trunk, (h, w) = self.visual.trunk, (n // self.patch_size for n in x.shape[-2:])
     if self.training: toss(self.paths, keys)
     places = trunk.pos_embed
     if x.shape[-2:] != (self.image_size,) * 2: places = resample_abs_pos_embed(places, [h, w], num_prefix_tokens=1)
-    x = self.visual.tokens(trunk.patch_embed(x) + places[:, 1:])
-    for i, block in enumerate(trunk.blocks):
-        x = self.visual.run(block, x)
-        if i in self.at: found[i] = x[:, 1:].transpose(1, 2).unflatten(2, (h, w))
-    return tuple(found[i] for i in self.at)
+    found = self.visual.stages(self.visual.tokens(trunk.patch_embed(x) + places[:, 1:]), self.at)
+    return tuple(f[:, 1:].transpose(1, 2).unflatten(2, (h, w)) for f in found)
 
 @patch
 def forward(self:Segment, batch):  # dict -> dict
