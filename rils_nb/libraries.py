@@ -24,7 +24,8 @@ from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 from .core import Registry, UserError, nearest
 from .loader import as_batch, eval_view
-from .model import local_attention, unit_pixels
+from .samples import unit_pixels
+from .model import local_attention
 from .runs import load
 
 # %% ../nbs/15_libraries.ipynb #c8042902

@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/samples.html.md"""
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'FORMATS', 'IMAGES', 'BadSample', 'kinds', 'bounded', 'read_bytes', 'decode_pil',
-           'decode_image', 'encode_png', 'clean_caption', 'clean_captions', 'tokenize', 'caption_id']
+           'decode_image', 'encode_png', 'unit_pixels', 'clean_caption', 'clean_captions', 'tokenize', 'caption_id']
 
 # %% ../nbs/04_samples.ipynb #669cf781
 import io, os, stat, unicodedata, warnings
@@ -19,7 +19,7 @@ import open_clip
 import simplejpeg
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from .core import key
+from .core import UserError, key
 
 # %% ../nbs/04_samples.ipynb #9448f4c1
 class BadSample(Exception):
@@ -115,6 +115,19 @@ def encode_png(image):  # (3,H,W) uint8 -> bytes
     "An image as a PNG file."
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer := io.BytesIO(), 'PNG')
     return buffer.getvalue()
+
+# %% ../nbs/04_samples.ipynb #2a060f18
+def unit_pixels(
+    image,  # (...) uint8 from 0 to 255, or float from 0 to 1
+    dtype=torch.float32,  # of the result
+):  # -> (...) float from 0 to 1, a copy
+    "Pixels as floats from 0 to 1; raises `UserError` for others."
+    if image.dtype == torch.uint8: return image.to(dtype) / 255
+    if not image.is_floating_point(): raise UserError(f'images are uint8 from 0 to 255 or floats from 0 to 1, given {image.dtype}: convert them with .to(torch.uint8)')
+    low, high = (v.item() for v in image.aminmax()) if image.numel() else (0, 1)
+    if not (0 <= low and high <= 1): raise UserError(
+        f'images of floats go from 0 to 1, given {low:.3g} to {high:.3g}: do not normalise them (the model does), and give 0 to 255 as uint8')
+    return image.to(dtype, copy=True)
 
 # %% ../nbs/04_samples.ipynb #b9aedc6d
 def clean_caption(

@@ -44,7 +44,12 @@ def weights(columns):  # list of Column -> list of parameters
     "What is trained of the levels that are computed."
     return [p for c in columns for l in c.order for p in c.levels[l].parameters() if p.requires_grad]
 
-def with_graph(ctx, level, near, far):  # -> F (B,T,D) with its graph, and the two leaves that it was computed from
+def with_graph(
+    ctx,   # of `Reversible`
+    level, # module of a column
+    near,  # (B,T,D), the neighbour in its own column, or None
+    far,   # (B,T,D), the neighbour in the column before, or None
+):  # -> F (B,T,D) with its graph, and the two leaves that it was computed from
     "A level as both passes compute it."
     leaves = [None if v is None else v.detach().requires_grad_() for v in (near, far)]
     with torch.enable_grad(), ctx.cast(): return ctx.run(level, *leaves), leaves

@@ -14,7 +14,12 @@ from timm.layers import Attention, Mlp
 from torch import nn
 
 # %% ../../nbs/columns/90_unit.ipynb #e0914bc7
-def call(level, *read): return level(*read)
+def call(
+    level, # module of a column
+    *read, # the levels that it reads
+):  # -> (B,T,D)
+    "Compute a level as it is; what runs it otherwise (compiled, say) takes the same."
+    return level(*read)
 
 class Column(nn.Module):
     "Levels that are computed one after another, each from its two neighbours and from what it was."
