@@ -278,20 +278,6 @@ def localised(self:ImageEncoder,
     last = self.trunk.blocks[-1]
     with local_attention(last.attn): return self.trunk.norm(last(entered[0]))
 
-# %% ../nbs/09_model.ipynb #9254286b
-@patch
-def complete(self:ImageEncoder): "Train all that `stages` gives; in a ViT, the feature needs all of it anyway."
-
-@patch
-def stages(self:ImageEncoder,
-    x,  # (B,1+N,D) from `tokens`
-    at, # numbers of blocks
-):  # -> list of (B,1+N,D)
-    "What some of the blocks give, without the final norm."
-    found = {}
-    for i, block in enumerate(self.trunk.blocks): x = found[i] = self.run(block, x)
-    return [found[i] for i in at]
-
 # %% ../nbs/09_model.ipynb #0c761e80
 class TextBlock(ResidualAttentionBlock):
     "open_clip's transformer block, on the real tokens of all captions in one row."

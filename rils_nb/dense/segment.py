@@ -25,7 +25,7 @@ from ..harness import NEEDS
 from ..loader import IGNORED, annotation_of
 from ..losses import global_mean
 from ..methods import METHODS, Method, options
-from ..model import SIZES
+from ..model import SIZES, ImageEncoder
 from ..pictures import picture
 from ..samples import BadSample
 from ..transfer.finetune import drop_paths, layer_rates, toss
@@ -157,6 +157,20 @@ class Segment(Method):
     def meet_data(self, source): self.classes = pixel_classes(source, self.n_classes)
 
     def lr_factor(self, name): return self.rates.get(name, 1.)
+
+# %% ../../nbs/dense/82_segment.ipynb #56148237
+@patch
+def complete(self:ImageEncoder): "Train all that `stages` gives; a ViT's feature needs all of it anyway."
+
+@patch
+def stages(self:ImageEncoder,
+    x,  # (B,1+N,D) from `tokens`
+    at, # numbers of blocks
+):  # -> list of (B,1+N,D)
+    "What some of the blocks give, without the final norm."
+    found = {}
+    for i, block in enumerate(self.trunk.blocks): x = found[i] = self.run(block, x)
+    return [found[i] for i in at]
 
 # %% ../../nbs/dense/82_segment.ipynb #a3d6c228
 @patch
