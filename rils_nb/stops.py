@@ -59,10 +59,11 @@ def interruptible(self:Stop,
 @patch
 @contextmanager
 def held(self:Stop):
-    "Within this block a signal is only noted: what processes say to each other is not broken off."
+    "Within this block a signal is only noted, and ends what is interruptible behind it: what processes say to each other is not broken off."
     before, self.at_once = self.at_once, False
     try: yield
     finally: self.at_once = before and not self.signal
+    if before and self.signal: raise Interrupted
 
 # %% ../nbs/31_stops.ipynb #d02ee3d5
 @patch
