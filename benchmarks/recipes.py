@@ -1,6 +1,6 @@
 """Every recipe of the scenes, one run after another: what each costs and what it learns, in one table.
 
-    python benchmarks/recipes.py                                 # all of them, about an hour on two CPU cores
+    python benchmarks/recipes.py                                 # all of them
     python benchmarks/recipes.py --only shapes,shapes_clip --seed 1
     python benchmarks/recipes.py --show                          # the table of what has been run
 

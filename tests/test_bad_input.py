@@ -12,6 +12,7 @@ from rils_nb.config import Config, recipe, to_json
 from rils_nb.core import write_text
 from rils_nb.methods import make
 from rils_nb.runs import save
+import small as _  # registers the size `test`, which one message names
 
 MAIN = {'rils-train': commands.train, 'rils-eval': commands.evaluate, 'rils-data': commands.data, 'rils-export': commands.export}
 
@@ -98,7 +99,7 @@ CASES = [
     ('rils-train shapes_finetune --init= --data {d}/hollow', 'no image in the folder of the class `notes`'),
     ('rils-train shapes_finetune --init= --opts classes=9', 'the data has 64 classes, and --opts says classes=9'),
     ('rils-train shapes_finetune --init= --batch 9', 'give a multiple of 2, or --opts mixup=0,cutmix=0'),
-    ('rils-train shapes_finetune --init {d}/good --size mini --image_size 64', '--size tiny'),
+    ('rils-train shapes_finetune --init {d}/good --size mini --image_size 64', '--size tiny or test fits'),
     ('rils-train shapes_segment --init= --data {d}/pairs.csv', 'the data has no label maps'),
     ('rils-train shapes_segment --init= --opts classes=3', 'the maps have 9 classes, and --opts says classes=3'),
     ('rils-train shapes_segment --init= --batch 1', 'give a --batch of 2 or more, or --opts norm=group'),

@@ -11,7 +11,6 @@ __all__ = ['interval', 'objects_of', 'scaled', 'cut', 'mirrored', 'cut_view', 'm
 # %% ../../nbs/dense/88_detect.ipynb #c850f120
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import matplotlib.pyplot as plt
 import torch
@@ -289,14 +288,21 @@ def object_picture(
     score=0.5, # lowest score of what is shown
 ):  # -> figure
     "True and found objects."
-    index = list(islice((i for i in range(min(len(source), 200)) if len(source.annotation(i)['boxes'])), n))
-    if not index: raise UserError('no image of the data shows an object')
-    images = [source.read(i)['image'] for i in index]
+    found = []
+    for i in range(min(len(source), 200)):
+        try:
+            image = source.read(i)['image']
+            known = annotation_of(source, i, image)
+        except BadSample: continue
+        if len(known['boxes']): found.append((image, known))
+        if len(found) == n: break
+    if not found: raise UserError('no image of the data shows an object')
+    images = [x for x, _ in found]
     names = [str(c) for c in getattr(model, 'classes', None) or source.object_names]
-    fig, axes = plt.subplots(2, len(index), figsize=(1.6 * len(index), 3.6), squeeze=False)
-    for (above, below), i, x, f in zip(axes.T, index, images, model.detect(images)):
+    fig, axes = plt.subplots(2, len(found), figsize=(1.6 * len(found), 3.6), squeeze=False)
+    for (above, below), (x, known), f in zip(axes.T, found, model.detect(images)):
         sure = f['scores'] >= score
-        show_objects(above, x, annotation_of(source, i, x), list(source.object_names))
+        show_objects(above, x, known, list(source.object_names))
         show_objects(below, x, {k: v[sure] for k, v in f.items()}, names)
     for ax, words in zip(axes[:, 0], ('true', 'found')): ax.text(-0.08, 0.5, words, transform=ax.transAxes, rotation=90, ha='right', va='center')
     fig.suptitle(f'What is there, and what was found with a score of {score:g} or more')
