@@ -91,12 +91,13 @@ def resized(
     return TF.resize(image, [min(round(n * short / min(shape)), 4 * short) for n in shape], antialias=True)
 
 def starts(
-    length,  # of the image's side in pixels
-    window,  # its length, not more
+    length, # of a side in pixels
+    window, # of the window's side
+    stride, # from one window to the next
 ):  # -> ascending list of pixels
-    "Where windows begin along a side: half a window apart, the last at the end."
-    step = window // 2
-    return [min(i * step, length - window) for i in range(1 - (window - length) // step)]
+    "Where windows begin along a side, the last at the end."
+    n = 1 + max(0, -(-(length - window) // stride))
+    return [max(0, min(i * stride, length - window)) for i in range(n)]
 
 # %% ../../nbs/evals/37_segmentation.ipynb #a2a02bc9
 TAU = 0.01
@@ -146,7 +147,7 @@ def scores(
 ):  # -> (B,C,H,W), or (B,1+C,H,W) where there is a background
     "Scores of the classes at each pixel."
     s, (h, w) = segmenter.model.image_size, image.shape[-2:]
-    places = [(y, x) for y in starts(h, s) for x in starts(w, s)]
+    places = [(y, x) for y in starts(h, s, s // 2) for x in starts(w, s, s // 2)]
     windows = torch.cat([image[..., y:y + s, x:x + s] for y, x in places])                                   # (P*B,3,S,S)
     maps = torch.cat([over_shifts(lambda v: segmenter.cosines(v, local), part.to(segmenter.w.device), shifts) for part in windows.split(segmenter.batch)])
     maps = with_background(maps, segmenter.n, segmenter.below).permute(0, 3, 1, 2)                           # (P*B,C,h,w)
