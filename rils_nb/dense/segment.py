@@ -8,7 +8,6 @@ Docs: https://rils-nb.github.io/rils_nb/dense/segment.html.md"""
 __all__ = ['CONTRAST', 'COLOURS', 'distort', 'scaled', 'place', 'cut_view', 'pixel_classes', 'Segment', 'mapped', 'map_picture']
 
 # %% ../../nbs/dense/82_segment.ipynb #c737a69f
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -24,11 +23,12 @@ from ..features import subset
 from ..harness import NEEDS
 from ..loader import IGNORED, annotation_of
 from ..losses import global_mean
-from ..methods import METHODS, Method, options
+from ..methods import METHODS, options
 from ..model import SIZES, ImageEncoder
 from ..pictures import picture
 from ..samples import BadSample
 from ..transfer.finetune import drop_paths, layer_rates, toss
+from ..transfer.labelled import Labelled
 from ..viz import show_segmentation
 from .upernet import FCNHead, Scales, UPerHead, blocks_of, pixel_losses, resized
 
@@ -114,11 +114,11 @@ def pixel_classes(
     return names
 
 @METHODS.register('segment')
-class Segment(Method):
+class Segment(Labelled):
     "A class for each pixel, by UperNet on the whole encoder."
+    names_in = staticmethod(pixel_classes)
     fresh = ('visual.trunk.norm.', 'visual.trunk.fc_norm.')
     def __init__(self, config, *,
-        classes=0,         # how many there are; 0: as many as the training data has
         channels=0,        # width of UperNet's head; 0: the encoder's
         aux_channels=256,  # width of the auxiliary head
         aux_weight=0.4,    # of its loss
@@ -130,9 +130,9 @@ class Segment(Method):
         largest=2.0,       # the same, at most
         most=0.75,         # share of a crop that one class may cover, where another place is found
         distorted=0.5,     # how often each property of the colours is changed
+        **more,
     ):
-        super().__init__(config)
-        if classes < 2: raise UserError(f'`{config.method}` must know how many classes there are: the trainer asks the data, elsewhere give --opts classes=N')
+        super().__init__(config, **more)
         if not all(0 <= v < 1 for v in (dropout, drop_path)) or layer_decay <= 0 or aux_weight < 0 or not 0 < smallest <= largest:
             raise UserError('dropout and drop_path are at least 0 and below 1, layer_decay above 0, aux_weight 0 or more, and 0 < smallest <= largest')
         if self.image_size < 2 * self.patch_size: raise UserError(f'UperNet needs two patches along a side: raise --image_size to {2 * self.patch_size}')
@@ -142,19 +142,16 @@ class Segment(Method):
         self.paths, self.at, trunk.norm = drop_paths(trunk, drop_path), blocks_of(len(trunk.blocks)), nn.Identity()
         trunk.pos_embed.requires_grad_(True)
         trunk.patch_embed.strict_img_size = False
-        self.n_classes, self.dropout, self.aux_weight = classes, dropout, aux_weight
-        self.scales, self.head = Scales(width, norm), UPerHead(width, channels or width, classes, norm)
-        self.auxiliary = FCNHead(width, aux_channels, classes, norm)
-        self.views = dict(cut=partial(cut_view, classes=classes, smallest=smallest, largest=largest, most=most, distorted=distorted))
+        self.dropout, self.aux_weight = dropout, aux_weight
+        self.scales, self.head = Scales(width, norm), UPerHead(width, channels or width, self.n_classes, norm)
+        self.auxiliary = FCNHead(width, aux_channels, self.n_classes, norm)
+        self.views = dict(cut=partial(cut_view, classes=self.n_classes, smallest=smallest, largest=largest, most=most, distorted=distorted))
 
     @classmethod
     def complete(cls, config, source):
-        opts = options(cls) | parse_opts(config.opts, options(cls))
-        n = len(pixel_classes(source, opts['classes']))
-        if config.batch == 1 and opts['norm'] == 'batch': raise UserError('batch norm over one image is none: give a --batch of 2 or more, or --opts norm=group')
-        return config if opts['classes'] else replace(config, opts=','.join(filter(None, [config.opts, f'classes={n}'])))
-
-    def meet_data(self, source): self.classes = pixel_classes(source, self.n_classes)
+        norm = (options(cls) | parse_opts(config.opts, options(cls)))['norm']
+        if config.batch == 1 and norm == 'batch': raise UserError('batch norm over one image is none: give a --batch of 2 or more, or --opts norm=group')
+        return super().complete(config, source)
 
     def lr_factor(self, name): return self.rates.get(name, 1.)
 

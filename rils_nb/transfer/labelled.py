@@ -52,18 +52,19 @@ def names_of(
 
 # %% ../../nbs/transfer/70_labelled.ipynb #6d72b03f
 class Labelled(Method):
-    "A method that learns from labels."
+    "A method that learns from labels, of images or of what is in them."
+    fewest, names_in = 2, staticmethod(names_of)  # classes; how they are called in some data
     def __init__(self, config, *,
         classes=0,  # how many there are; 0: as many as the training data has
     ):
         super().__init__(config)
-        if classes < 2: raise UserError(f'`{config.method}` must know how many classes there are: the trainer asks the data, elsewhere give --opts classes=N')
+        if classes < self.fewest: raise UserError(f'`{config.method}` must know how many classes there are: the trainer asks the data, elsewhere give --opts classes=N')
         self.n_classes, self.views = classes, dict(image=None, label=partial(label_view, classes=classes))
 
     @classmethod
     def complete(cls, config, source):
         given = parse_opts(config.opts, options(cls)).get('classes', 0)
-        n = len(names_of(source, given))
+        n = len(cls.names_in(source, given))
         return config if given else replace(config, opts=','.join(filter(None, [config.opts, f'classes={n}'])))
 
-    def meet_data(self, source): self.classes = names_of(source, self.n_classes)
+    def meet_data(self, source): self.classes = self.names_in(source, self.n_classes)
