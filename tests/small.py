@@ -1,6 +1,6 @@
 """What makes runs of a few steps light, wherever tests train: import it.
 
-Nine tenths of the weights of `tiny` are vectors of 49,408 words; in the size `test` they have 32 numbers in place of 128. And the curves of a run take
+Four fifths of the weights of `tiny` are vectors of 49,408 words; in the size `test` they have 32 numbers in place of 128. And the curves of a run take
 as long as its steps: notebooks look at them, these tests do not.
 """
 from dataclasses import replace
