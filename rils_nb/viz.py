@@ -40,6 +40,7 @@ def styled(draw):  # a function that returns a figure
         return fig
     return run
 
+# %% ../nbs/17_viz.ipynb #b7461074
 def panel(
     ax,        # Axes
     image,     # (3,H,W) uint8, or float in [0,1]
@@ -81,6 +82,7 @@ def word_features(
     z = F.normalize(text_features(model, [t for ts in texts.values() for t in ts]), dim=-1)
     return F.normalize(torch.stack([part.mean(0) for part in z.split([len(ts) for ts in texts.values()])]), dim=-1)
 
+# %% ../nbs/17_viz.ipynb #fa73ed07
 def patch_words(
     model,  # with a text tower and features of patches
     image,  # (B,3,H,W) uint8
@@ -97,6 +99,7 @@ def word_colours(words):  # list of str -> list of RGB
     free = iter(TAB * (1 + len(words) // len(TAB)))
     return [to_rgb(w) if is_color_like(w) else next(free) for w in words]
 
+# %% ../nbs/17_viz.ipynb #20413dc3
 def _overlay(ax, best, colours, image=None):  # (h,w) words, (3,H,W) uint8 to show through -> coloured grid
     h, w = best.shape
     if image is not None: ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(-0.5, w - 0.5, h - 0.5, -0.5))
@@ -111,6 +114,7 @@ def _overlay(ax, best, colours, image=None):  # (h,w) words, (3,H,W) uint8 to sh
 def _legend(fig, words, colours, **kw):  # one coloured square for each word
     return fig.legend([Patch(facecolor=c, edgecolor='0.6', linewidth=0.5) for c in colours], [textwrap.shorten(w, 24) for w in words], **kw)
 
+# %% ../nbs/17_viz.ipynb #d11ef394
 def word_map(
     ax,     # Axes
     p,      # (h,w) probability of the word at each place
@@ -125,6 +129,7 @@ def word_map(
     ax.set_title(f'"{textwrap.shorten(word, 20)}"', color=[0.75 * c for c in colour], fontweight='bold')
     ax.axis('off')
 
+# %% ../nbs/17_viz.ipynb #39676963
 @styled
 def show_patch_words(
     model,  # with a text tower and features of patches
@@ -211,6 +216,7 @@ def contact_sheet(
 CURVES = {'losses': ('loss', 'contrastive', 'reconstruction'), 'matched images, agreeing patches': ('matched', 'agreement'), 'logit scale': ('logit_scale',),
           'learning rate': ('lr',), 'images/s': ('images_per_second',)}
 
+# %% ../nbs/17_viz.ipynb #b3f4432e
 @styled
 def curves(
     run,        # run folder or its log.jsonl
@@ -236,6 +242,7 @@ def curves(
 
 def _number(v): return isinstance(v, (int, float)) and math.isfinite(v)
 
+# %% ../nbs/17_viz.ipynb #f6d440da
 def save_figure(
     fig,   # figure
     path,  # .png
@@ -257,6 +264,7 @@ def search(
     scores = word_features(model, list(queries)) @ F.normalize(f['image'], dim=-1).T                     # (Q,n)
     return [[(v.item(), f['index'][i]) for v, i in zip(*s.topk(min(n, len(s))))] for s in scores]
 
+# %% ../nbs/17_viz.ipynb #dce25e05
 @styled
 def gallery(
     model,    # with a text tower
