@@ -29,7 +29,7 @@ from ..transfer.finetune import drop_paths, layer_rates, toss
 from ..transfer.labelled import Labelled
 from ..viz import TAB, panel, styled
 from .regions import Proposals, Regions, objects_in, paste, proposal_losses, region_losses
-from .vitdet import Pyramid, attend_in_windows, grid_features, relative_positions
+from .vitdet import Pyramid
 
 # %% ../../nbs/dense/88_detect.ipynb #3afa1447
 def interval(text):  # '0.1:2' -> (0.1, 2.0)
@@ -156,15 +156,12 @@ class Detect(Labelled):
         if not 0 <= drop_path < 1: raise UserError(f'drop_path must be at least 0 and below 1, given {drop_path}')
         if layer_decay <= 0: raise UserError(f'layer_decay must be above 0, given {layer_decay}')
         trunk, factors = self.visual.trunk, factors_of(pyramid, self.patch_size)
-        attend_in_windows(trunk, window, whole)
-        self.relative = relative_positions(trunk, self.image_size // self.patch_size) if relative else torch.nn.ModuleList()
+        self.relative = self.visual.onto_grids(window, whole, relative * self.image_size // self.patch_size)
         self.pyramid, strides = Pyramid(self.visual.width, width, factors), [int(self.patch_size / f) for f in factors]
         self.proposals = Proposals(width, [*strides, 2 * strides[-1]], anchor, proposals, anchors)
         self.regions = Regions(width, strides, self.n_classes, masks, convs, fc, regions)
         self.with_masks, self.score, self.most = masks, score, most
         self.paths, self.rates = drop_paths(trunk, drop_path), rates_of(trunk, layer_decay)
-        trunk.pos_embed.requires_grad_(True)
-        for p in (trunk.cls_token, *trunk.norm.parameters()): p.requires_grad_(False)            # no part of a detector
         self.views = dict(cut=partial(cut_view, classes=self.n_classes, masks=masks, jitter=jitter))
         self.views['cut'](config)                                                                # what is wrong with it is said now
 
@@ -207,7 +204,7 @@ def has_masks(source):  # training data, any reader -> bool
 @patch
 def maps(self:Detect, x):  # (B,3,S,S) normalised -> list of (B,C,h,w), the finest first
     "The pyramid of an image."
-    return self.pyramid(grid_features(self.visual, x, self.relative))
+    return self.pyramid(self.visual.grid_features(x, self.relative))
 
 @patch
 def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) normalised, (b,), (b,) which images of the batch -> seven (b,)
