@@ -6,9 +6,10 @@ Docs: https://rils-nb.github.io/rils_nb/dense.html.md"""
 
 # %% auto #0
 __all__ = ['COCO_STEPS', 'shapes_detect', 'detect', 'detect_rils_b16', 'detect_rils_b16_lvis', 'detect_rils_b16_low_shot',
-           'detect_milan_b16', 'detect_milan_l16', 'detect_maskclip_b16', 'detect_revcol_b16', 'shapes_segment',
-           'segment', 'segment_rils_b16', 'segment_clip_b16', 'segment_mae_b16', 'segment_milan_b16',
-           'segment_milan_l16', 'segment_maskclip_b16', 'segment_revcolv2_b', 'segment_revcolv2_l']
+           'detect_milan_b16', 'detect_milan_l16', 'detect_maskclip_b16', 'detect_revcolv2_b',
+           'detect_revcolv2_b_cascade', 'detect_revcolv2_l', 'detect_revcolv2_l_cascade', 'shapes_segment', 'segment',
+           'segment_rils_b16', 'segment_clip_b16', 'segment_mae_b16', 'segment_milan_b16', 'segment_milan_l16',
+           'segment_maskclip_b16', 'segment_revcolv2_b', 'segment_revcolv2_l']
 
 # %% ../nbs/53_dense.ipynb #4d964f2b
 from dataclasses import replace
@@ -73,10 +74,27 @@ def detect_maskclip_b16():
     There the shorter side had 800 pixels and at most 1,333 the longer one, here the longer one has 1,024."""
     return replace(detect(), init='runs/maskclip_b16_yfcc15m', epochs=12.0, weight_decay=0.05, schedule='steps', opts='layer_decay=0.75,jitter=1:1')
 
+# %% ../nbs/53_dense.ipynb #e8c3c4c5
 @register_recipe
-def detect_revcol_b16():
-    "RevColV2's settings for Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
-    return replace(detect(), batch=32, epochs=50.0, opts='layer_decay=0.9,drop_path=0.2')
+def detect_revcolv2_b():
+    "RevColV2-B with Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
+    return replace(detect(), init='runs/revcolv2_b_in1k', size='RevColV2-B', batch=32, epochs=50.0, checkpointing=True,
+                   opts='window=0,relative=false,layer_decay=0.9,drop_path=0.2')
+
+@register_recipe
+def detect_revcolv2_b_cascade():
+    "RevColV2-B with Cascade Mask R-CNN, COCO, 100 epochs of batch 64 (supplement, 1.5)."
+    return replace(detect_revcolv2_b(), batch=64, epochs=100.0, opts=detect_revcolv2_b().opts + ',cascade=true')
+
+@register_recipe
+def detect_revcolv2_l():
+    "RevColV2-L with Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
+    return replace(detect_revcolv2_b(), init='runs/revcolv2_l_in1k', size='RevColV2-L', opts='window=0,relative=false,layer_decay=0.9,drop_path=0.3')
+
+@register_recipe
+def detect_revcolv2_l_cascade():
+    "RevColV2-L with Cascade Mask R-CNN, COCO, 100 epochs of batch 64 (supplement, 1.5)."
+    return replace(detect_revcolv2_l(), batch=64, epochs=100.0, opts=detect_revcolv2_l().opts + ',cascade=true')
 
 # %% ../nbs/53_dense.ipynb #3834cdeb
 @register_recipe

@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/dense/detect.html.md"""
 
 # %% auto #0
 __all__ = ['interval', 'objects_of', 'scaled', 'cut', 'mirrored', 'cut_view', 'mean_colour', 'names_of', 'Detect', 'factors_of',
-           'rates_of', 'has_masks', 'fitted', 'in_pixels', 'show_objects', 'object_picture']
+           'rates_of', 'has_masks', 'fitted', 'in_pixels', 'object_picture']
 
 # %% ../../nbs/dense/88_detect.ipynb #c850f120
 from functools import partial
@@ -27,8 +27,8 @@ from ..pictures import picture
 from ..samples import BadSample
 from ..transfer.finetune import drop_paths, layer_rates, toss
 from ..transfer.labelled import Labelled
-from ..viz import TAB, panel, styled
-from .regions import Proposals, Regions, objects_in, paste, proposal_losses, region_losses
+from ..viz import show_objects, styled
+from .regions import Cascade, Proposals, Regions, objects_in, paste, proposal_losses, region_losses
 from .vitdet import Pyramid
 
 # %% ../../nbs/dense/88_detect.ipynb #3afa1447
@@ -39,6 +39,7 @@ def interval(text):  # '0.1:2' -> (0.1, 2.0)
     if not 0 < low <= high: raise UserError(f'jitter is the smallest and the largest scale, as 0.1:2; given `{text}`')
     return low, high
 
+# %% ../../nbs/dense/88_detect.ipynb #df95d0e3
 def objects_of(annotation):  # dict of a source -> boxes (k,4), labels (k,), masks (k,H,W) or None
     "What there is to learn from: the objects that stand alone."
     boxes, labels, masks = (annotation.get(k) for k in ('boxes', 'labels', 'masks'))
@@ -59,6 +60,7 @@ def scaled(
     if masks is not None: masks = TF.resize(masks.byte(), [h2, w2], TF.InterpolationMode.NEAREST_EXACT).bool() if len(masks) else masks.new_zeros(0, h2, w2)
     return TF.resize(image, [h2, w2], antialias=True), boxes, masks
 
+# %% ../../nbs/dense/88_detect.ipynb #68ecff46
 def cut(
     image, # (3,H,W) uint8
     boxes, # (k,4)
@@ -77,6 +79,7 @@ def cut(
     boxes = clip_boxes_to_image(boxes - torch.tensor([left, top, left, top]), (h, w))
     return square(image, fill), boxes, None if masks is None else square(masks, masks.new_zeros(1, 1, 1))
 
+# %% ../../nbs/dense/88_detect.ipynb #1eb02487
 def mirrored(
     image, # (3,H,W)
     boxes, # (k,4)
@@ -110,6 +113,7 @@ def cut_view(
         return dict(image=x, boxes=boxes, labels=labels) | ({} if m is None else dict(masks=m))
     return view
 
+# %% ../../nbs/dense/88_detect.ipynb #5571f606
 def mean_colour(size):  # name in SIZES -> (3,1,1) uint8
     "The colour that becomes 0 when pixels are normalised."
     return (255 * torch.tensor(SIZES[size].mean)).round().byte().view(3, 1, 1)
@@ -121,7 +125,7 @@ def names_of(
 ):  # -> list of str
     "What the objects of a source are called; raises `UserError` where nothing can be learned from them."
     names = [str(n) for n in getattr(source, 'object_names', None) or range(given)]
-    if not names: raise UserError('the data tells nothing about boxes: give coco:FILE.json,images=FOLDER, or scenes')
+    if not names: raise UserError('the data tells nothing about boxes: give coco:FILE.json,images=FOLDER, shards that were packed of such, or scenes')
     if given and len(names) != given: raise UserError(
         f'the data has {len(names)} kinds of objects, and --opts says classes={given}: leave it out, the data are asked')
     return names
@@ -134,6 +138,7 @@ class Detect(Labelled):
     fresh = ('relative.', 'pyramid.', 'proposals.', 'regions.')
     def __init__(self, config, *,
         masks=True,        # outlines, too; false: boxes alone
+        cascade=False,     # three looks at better and better boxes (Cascade R-CNN)
         window=14,         # side of a window of attention in patches; 0: all blocks attend to everything
         whole=4,           # blocks that attend to everything all the same
         relative=True,     # relative positions in attention
@@ -159,7 +164,7 @@ class Detect(Labelled):
         self.relative = self.visual.onto_grids(window, whole, relative * self.image_size // self.patch_size)
         self.pyramid, strides = Pyramid(self.visual.width, width, factors), [int(self.patch_size / f) for f in factors]
         self.proposals = Proposals(width, [*strides, 2 * strides[-1]], anchor, proposals, anchors)
-        self.regions = Regions(width, strides, self.n_classes, masks, convs, fc, regions)
+        self.regions = (Cascade if cascade else Regions)(width, strides, self.n_classes, masks, convs, fc, regions)
         self.with_masks, self.score, self.most = masks, score, most
         self.paths, self.rates = drop_paths(trunk, drop_path), rates_of(trunk, layer_decay)
         self.views = dict(cut=partial(cut_view, classes=self.n_classes, masks=masks, jitter=jitter))
@@ -186,6 +191,7 @@ def factors_of(text, patch_side):  # '4:2:1:0.5' -> [4, 2, 1, 0.5]
     if patch_side % max(found): raise UserError(f'patches of {patch_side} pixels have no map {max(found):g} times as fine: leave it out of --opts pyramid={text}')
     return found
 
+# %% ../../nbs/dense/88_detect.ipynb #ad7a21aa
 def rates_of(
     trunk, # timm's ViT
     decay, # factor from one block to the one below
@@ -194,6 +200,7 @@ def rates_of(
     n = len(trunk.blocks)
     return {f'visual.trunk.{k}': decay * v for k, v in layer_rates(trunk, decay).items()} | {f'relative.{i}': decay**(n - i) for i in range(n)}
 
+# %% ../../nbs/dense/88_detect.ipynb #a7baa23a
 def has_masks(source):  # training data, any reader -> bool
     "Whether objects have outlines; the first sample that can be read says it."
     for i in range(len(source)):
@@ -206,8 +213,9 @@ def maps(self:Detect, x):  # (B,3,S,S) normalised -> list of (B,C,h,w), the fine
     "The pyramid of an image."
     return self.pyramid(self.visual.grid_features(x, self.relative))
 
+# %% ../../nbs/dense/88_detect.ipynb #81f59584
 @patch
-def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) normalised, (b,), (b,) which images of the batch -> seven (b,)
+def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) normalised, (b,), (b,) which images of the batch -> for each loss (b,)
     "Losses of both stages, each image's share."
     toss(self.paths, keys)
     maps, targets = self.maps(x), [targets[i] for i in rows.tolist()]
@@ -220,9 +228,10 @@ def forward(self:Detect, batch):  # dict -> dict
     x = self.visual.normalise(batch['image'])
     known = zip(*(batch[k] for k in ('boxes', 'labels', *(['masks'] if self.with_masks else []))))
     targets = [dict(boxes=b.to(x), labels=y.to(x.device)) | {'masks': m for m in more} for b, y, *more in known]  # masks stay where they are until an image needs its own
-    objectness, anchors, classes, boxes, regions, masks, objects = self.in_parts(partial(self.sums, targets), x, batch['keys'], torch.arange(len(x)))
+    objectness, anchors, *looks, masks, objects = self.in_parts(partial(self.sums, targets), x, batch['keys'], torch.arange(len(x)))
     mean = lambda v, n: global_mean(v.sum(), n.sum())
-    parts = dict(objectness=objectness.mean(), anchors=anchors.mean(), classes=mean(classes, regions), boxes=mean(boxes, regions))
+    classes, boxes = (sum(mean(v, n) for v, n in zip(looks[k::3], looks[2::3])) for k in (0, 1))
+    parts = dict(objectness=objectness.mean(), anchors=anchors.mean(), classes=classes, boxes=boxes)
     if self.with_masks: parts['masks'] = mean(masks, objects)
     return dict(loss=sum(parts.values()), **{k: v.detach() for k, v in parts.items()})
 
@@ -236,6 +245,7 @@ def fitted(
     x = scaled(image, torch.zeros(0, 4), None, side / max(image.shape[1:]))[0]
     return cut(x, torch.zeros(0, 4), None, 0, 0, side, fill)[0], tuple(x.shape[1:])
 
+# %% ../../nbs/dense/88_detect.ipynb #43cfe647
 @patch
 def detect(self:Detect, images):  # list of (3,H,W) uint8, paths or PIL images -> list of dicts: boxes (k,4), scores (k,), labels (k,), masks (k,H,W) bool
     "The objects of images, the surest first, on the CPU."
@@ -258,22 +268,6 @@ def in_pixels(
     return {k: v.cpu() for k, v in out.items()}
 
 # %% ../../nbs/dense/88_detect.ipynb #5a657edb
-def show_objects(
-    ax,     # Axes
-    image,  # (3,H,W) uint8
-    found,  # dict of boxes (k,4), labels (k,), and perhaps masks (k,H,W) and scores (k,)
-    names,  # of the classes
-    title='', # above the image
-):
-    "An image with boxes, outlines and names."
-    panel(ax, image, title)
-    for i, (box, y) in enumerate(zip(found['boxes'].tolist(), found['labels'].tolist())):
-        colour = TAB[y % len(TAB)]
-        ax.add_patch(plt.Rectangle((box[0] - 0.5, box[1] - 0.5), box[2] - box[0], box[3] - box[1], fill=False, edgecolor=colour, linewidth=1.2))
-        if 'masks' in found: ax.imshow(torch.cat([torch.tensor(colour).expand(*image.shape[1:], 3), 0.5 * found['masks'][i][..., None]], 2).numpy())
-        words = names[y] + (f' {100 * found["scores"][i]:.0f} %' if 'scores' in found else '')
-        ax.text(box[0], box[1] - 1, words, color='white', fontsize=6, va='bottom', bbox=dict(facecolor=colour, edgecolor='none', pad=0.6), clip_on=True)
-
 @picture('objects', lambda m: getattr(m, 'detect', None) is not None)
 @styled
 def object_picture(
