@@ -3,6 +3,7 @@
     python benchmarks/recipes.py                                 # all of them
     python benchmarks/recipes.py --only shapes,shapes_clip --seed 1
     python benchmarks/recipes.py --show                          # the table of what has been run
+    python benchmarks/recipes.py --steps 60                      # speed and memory alone, of short runs without evaluations
 
 Runs lie in FOLDER/seed-S/runs/NAME, where the recipes that start from others look for them; one that is complete is not run again, one that was
 stopped goes on. Speed is the median over the progress lines, the first one left out; memory the largest that the training process had resident;
@@ -18,9 +19,10 @@ FIRST = ['shapes', 'shapes_clip', 'shapes_mae']  # others start from them, or as
 FIGURES = {'image-to-text R@1': 'retrieval/i2t_r1', 'shape': 'scenes/shape', 'patches, local': 'scenes/patch_colour',
            'plain': 'scenes/patch_colour_plain', 'probe': 'probe/linear', 'classifier': 'classification/top1'}
 
-def train(name, folder, seed):
-    "Run a recipe to its end, and note the memory that it needed."
-    argv = [sys.executable, '-m', 'rils_nb.train', name, '--seed', str(seed)] + ['--resume'] * (folder/'runs'/name/'config.json').exists()
+def train(name, folder, seed, steps=0):
+    "Run a recipe to its end, or for some steps, and note the memory that it needed."
+    short = ['--steps', str(steps), '--tasks', '', '--log_every', '10'] if steps else []
+    argv = [sys.executable, '-m', 'rils_nb.train', name, '--seed', str(seed), *short] + ['--resume'] * (folder/'runs'/name/'config.json').exists()
     with open(folder/f'{name}.txt', 'a') as log:
         child = subprocess.Popen(argv, cwd=folder, stdout=log, stderr=log)
         _, status, used = os.wait4(child.pid, 0)
@@ -45,17 +47,18 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', default=','.join(names), help='recipes, as a,b (all)')
     p.add_argument('--seed', type=int, default=0, help='of the runs (0)')
-    p.add_argument('--folder', default='.', help='where seed-S is made (here)')
+    p.add_argument('--folder', default='.', help='where seed-S is made, or steps-N (here)')
+    p.add_argument('--steps', type=int, default=0, help='of short runs, for speed and memory alone (0: whole runs)')
     p.add_argument('--show', action='store_true', help='train nothing')
     args = p.parse_args()
     for n in (chosen := args.only.split(',')):
         if n not in names: raise UserError(f'no recipe of the scenes is called `{n}`{nearest(n, names)} (valid: {", ".join(names)})')
-    folder = Path(args.folder)/f'seed-{args.seed}'
+    folder = Path(args.folder)/(f'steps-{args.steps}' if args.steps else f'seed-{args.seed}')
     folder.mkdir(parents=True, exist_ok=True)
     for name in [] if args.show else chosen:
         if not (folder/'runs'/name/'curves.png').exists():
             print(name, flush=True)
-            train(name, folder, args.seed)
+            train(name, folder, args.seed, args.steps)
     rows = [row(n, folder) for n in chosen if (folder/'runs'/n/'curves.png').exists()]
     head = ['recipe', 'steps/s', 'memory, GB', *FIGURES]
     for r in (head, ['---'] * len(head), *rows): print('| ' + ' | '.join(r) + ' |')

@@ -33,7 +33,7 @@ def _pack_flags(s):  # the parser of `pack`
                    help='seed of the order in which pairs are written; off = as they stand in DATA (0)')
 
 # %% ../nbs/50_commands.ipynb #e28f79af
-DATA = 'DATA: a pattern of .tar, a .csv/.tsv/.jsonl, a folder of images with .txt, class folders, or scenes'
+DATA = 'DATA: a pattern of .tar, a .csv/.tsv/.jsonl, a folder of images with .txt, class folders, coco:FILE.json,images=FOLDER, or scenes'
 
 def data_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-data`."
@@ -47,7 +47,7 @@ def data_parser():  # -> argparse.ArgumentParser
         s.add_argument('--image_key', default='image', help='column of image paths (image)')
         s.add_argument('--caption_key', default='caption', help='column or JSON field of captions (caption)')
         s.add_argument('--label_key', default='label', help='column of names of classes (label)')
-        if name == 'check': s.add_argument('--show', metavar='PNG', help='write a picture of 24 pairs with their captions')
+        if name == 'check': s.add_argument('--show', metavar='PNG', help='write a picture of 24 pairs with their captions and objects')
     return p
 
 # %% ../nbs/50_commands.ipynb #0d9564d6

@@ -185,6 +185,7 @@ def recipe(
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise UserError(f'{message} (all flags: --help)')
 
+# %% ../nbs/01_config.ipynb #177fa9ed
 def parser(prog='rils-train'):  # -> argparse.ArgumentParser
     "The training command's parser: one positional recipe and one flag for each `Config` field."
     p = _Parser(prog=prog, allow_abbrev=False, argument_default=argparse.SUPPRESS, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -196,6 +197,12 @@ def parser(prog='rils-train'):  # -> argparse.ArgumentParser
         kw = dict(nargs='?', const='true') if f.type is bool else {}
         p.add_argument(f'--{f.name}', metavar=f.type.__name__, help=words[f.name].replace('%', '%%'), **kw)
     return p
+
+# %% ../nbs/01_config.ipynb #de8c6229
+def _base(name):  # of a recipe, or path of a config.json -> Config
+    if not name.endswith('.json'): return all_recipes()[name]()
+    try: return from_json(open(name, encoding='utf-8').read())
+    except (OSError, UnicodeDecodeError) as e: raise UserError(f'cannot read the config `{name}`: {getattr(e, "strerror", None) or "not UTF-8"}')
 
 # %% ../nbs/01_config.ipynb #f9e4088c
 def parse(
@@ -209,10 +216,7 @@ def parse(
         if flag.startswith('--') and flag not in flags + ['--help']: raise UserError(f'unknown flag `{flag}`{nearest(flag, flags)} (all flags: --help)')
     given = vars(parser().parse_args(argv))
     name = given.pop('recipe')
-    if name.endswith('.json'):
-        try: base = from_json(open(name, encoding='utf-8').read())
-        except (OSError, UnicodeDecodeError) as e: raise UserError(f'cannot read the config `{name}`: {getattr(e, "strerror", None) or "not UTF-8"}')
-    else: base = all_recipes()[name]()
+    base = _base(name)
     kinds = {f.name: f.type for f in dataclasses.fields(Config)}
     given = {k: _value(k, v, kinds[k]) for k, v in given.items()}
     if given.get('method', base.method) != base.method: given.setdefault('opts', '')  # options belong to a method

@@ -12,6 +12,7 @@ import glob, io, json, os, tempfile
 from collections import Counter
 from pathlib import Path
 
+import hotcoco
 import numpy as np
 from PIL import Image
 import torch
@@ -34,25 +35,53 @@ def _stored(source, i):  # -> image (3,H,W), the file that holds it, its suffix,
     return image, data, suffix, captions, label
 
 # %% ../nbs/41_packing.ipynb #9f329da4
-def _smaller(image, side, quality):  # (3,H,W) -> bytes of a JPEG whose shorter side is `side`
-    small = v2.functional.to_pil_image(v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC, antialias=True))
-    small.save(buffer := io.BytesIO(), 'JPEG', quality=quality)
+def _smaller(image, side, quality):  # (3,H,W) -> the image whose shorter side is `side`, and its JPEG
+    small = v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC, antialias=True)
+    v2.functional.to_pil_image(small).save(buffer := io.BytesIO(), 'JPEG', quality=quality)
+    return small, buffer.getvalue()
+
+def _sized(truth, size):  # (k,H,W) of numbers -> (k,h,w) uint8, as the image was made smaller
+    truth, same = truth.byte(), truth.shape[1:] == size
+    return truth if same or not len(truth) else v2.functional.resize(truth, list(size), v2.InterpolationMode.NEAREST_EXACT)
+
+def _map_png(truth, size):  # (H,W) -> bytes of a grey PNG
+    Image.fromarray(_sized(truth[None], size)[0].numpy()).save(buffer := io.BytesIO(), 'PNG')
     return buffer.getvalue()
 
-def _map_png(truth, side):  # (H,W) -> bytes of a grey PNG, which is resized where the image is
-    truth = truth.byte()[None]
-    if side and min(truth.shape[1:]) > side: truth = v2.functional.resize(truth, [side], v2.InterpolationMode.NEAREST_EXACT)
-    Image.fromarray(truth[0].numpy()).save(buffer := io.BytesIO(), 'PNG')
-    return buffer.getvalue()
+# %% ../nbs/41_packing.ipynb #6fe61d81
+def _objects_json(known, names, was, size):  # objects of an image that had the size `was` -> bytes
+    known = {k: known[k] for k in ('boxes', 'labels', 'crowd', 'area', 'masks') if k in known}
+    if 'masks' in known and was != size:                                                    # what has no pixel left is left out
+        known['masks'] = _sized(known['masks'], size).bool()
+        known = {k: v[known['masks'].flatten(1).any(1)] for k, v in known.items()}
+    down, right = (b / a for a, b in zip(was, size))                                        # 1 where it has kept its size
+    boxes = known['boxes'].double() * torch.tensor([right, down]).double().repeat(2)
+    columns = dict(category=[names[y] for y in known['labels']], bbox=torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist(),
+                   iscrowd=known['crowd'].int().tolist() if 'crowd' in known else [0] * len(boxes))
+    if 'area' in known: columns['area'] = (known['area'] * down * right).tolist()
+    if 'masks' in known: columns['segmentation'] = [_letters(m) for m in known['masks'].byte().numpy()]
+    rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
+    return json.dumps(dict(image=dict(height=size[0], width=size[1]), annotations=rows), ensure_ascii=False).encode()
 
+def _letters(mask):  # (H,W) uint8 -> COCO's lengths of runs
+    runs = hotcoco.mask.encode(np.asfortranarray(mask))
+    return dict(size=list(mask.shape), counts=runs['counts'].decode())
+
+# %% ../nbs/41_packing.ipynb #2df24872
 def _members(source, i, resize, quality):  # suffix -> bytes
     image, data, suffix, captions, label = _stored(source, i)
-    truth = annotation_of(source, i, image).get('semantic') if getattr(source, 'semantic_names', None) else None
-    if resize and min(image.shape[1:]) > resize: data, suffix = _smaller(image, resize, quality), '.jpg'
-    members = {suffix.lower().lstrip('.'): data} | ({} if truth is None else {'map.png': _map_png(truth, resize)})
+    known, was = _annotation(source, i, image), image.shape[1:]
+    if resize and min(was) > resize: (image, data), suffix = _smaller(image, resize, quality), '.jpg'
+    members = {suffix.lower().lstrip('.'): data}
+    if 'semantic' in known: members['map.png'] = _map_png(known['semantic'], image.shape[1:])
+    if 'boxes' in known: members['objects.json'] = _objects_json(known, source.object_names, was, image.shape[1:])
     if captions: members['txt'] = captions[0].encode()
     if len(captions) > 1: members['json'] = json.dumps(dict(caption=captions), ensure_ascii=False).encode()
     return members if label is None else members | {'cls': str(label).encode()}
+
+def _annotation(source, i, image):  # what is known of its pixels, where there are names for it
+    named = getattr(source, 'semantic_names', None) or getattr(source, 'object_names', None)
+    return annotation_of(source, i, image) if named else {}
 
 # %% ../nbs/41_packing.ipynb #ee84137a
 def _order(n, seed): return range(n) if seed is None else noise(torch.tensor([key(seed, 'pack')]), n)[0].argsort().tolist()
@@ -79,7 +108,7 @@ def pack(
             if not writer.total: raise UserError(f'nothing to pack: all {len(source)} samples are damaged (rils-data check names them)')
         paths = [out.parent/p.name for p in sorted(Path(aside).glob('*.tar'))]
         for p in paths: os.replace(Path(aside)/p.name, p)
-        for what, names in (('classes', source.classes), ('map-classes', getattr(source, 'semantic_names', None))):
+        for what, names in (('classes', source.classes), *((f'{k}-classes', getattr(source, f'{name}_names', None)) for k, name in (('map', 'semantic'), ('object', 'object')))):
             if names and paths: write_text(out.parent/f'{out.name}-{what}.txt', '\n'.join(names) + '\n')
     return paths, bad
 
@@ -92,16 +121,28 @@ def _map_figures(pixels, source):  # Counter: class -> pixels
     often = ', '.join(f'{source.semantic_names[c]} {n / total:.1%}' for c, n in pixels.most_common(3))
     return {'classes of pixels': f'{len(pixels)} of {len(source.semantic_names)} occur', 'most frequent': often, 'pixels ignored': f'{ignored / (ignored + total):.1%}'}
 
+def _object_figures(labels, source):  # list of an image's labels, for each image that may have some
+    if not labels: return {}
+    found = Counter(y for image in labels for y in image).most_common()
+    words = lambda some: ', '.join(f'{source.object_names[y]} {n}' for y, n in some)
+    figures = {'images with objects': f'{sum(map(bool, labels))} of {len(labels)}', 'objects': sum(map(len, labels)), 'objects of an image': _spread([len(image) for image in labels]),
+               'classes of objects': f'{len(found)} of {len(source.object_names)} occur', 'most objects': words(found[:3]), 'fewest objects': words(found[3:][-3:])}
+    wrong = getattr(source, 'counted', {})
+    return {k: v for k, v in figures.items() if v != ''} | ({'objects with mistakes': ', '.join(f'{n} {what}' for what, n in wrong.items())} if wrong else {})
+
+# %% ../nbs/41_packing.ipynb #ed184ff6
 def check(source):  # -> dict of figures, list of (kind, where)
     "Read every sample of a source and report."
-    bad, sizes, lengths, counts, texts, pixels = list(getattr(source, 'bad', ())), [], [], [], Counter(), Counter()
+    bad, sizes, lengths, counts, texts, pixels, objects = list(getattr(source, 'bad', ())), [], [], [], Counter(), Counter(), []
     for i in progress_bar(range(len(source)), desc='checking', unit='pair'):
         try:
             sample = source.read(i)
-            if getattr(source, 'semantic_names', None): pixels.update(dict(zip(*(v.tolist() for v in annotation_of(source, i, sample['image'])['semantic'].unique(return_counts=True)))))
+            known = _annotation(source, i, sample['image'])
         except BadSample as e:
             bad.append((e.kind, e.where))
             continue
+        if 'semantic' in known: pixels.update(dict(zip(*(v.tolist() for v in known['semantic'].unique(return_counts=True)))))
+        if 'labels' in known: objects.append(known['labels'].tolist())
         sizes.append(tuple(sample['image'].shape[:0:-1]))
         counts.append(len(sample['captions']))
         lengths += [len(_tokens(c)) for c in sample['captions']]
@@ -109,7 +150,7 @@ def check(source):  # -> dict of figures, list of (kind, where)
     figures = dict(shards=len(source.sizes), samples=len(source), good=len(sizes), damaged=len(bad)) | {
         'width min / median / max': _spread([w for w, _ in sizes]), 'height': _spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _spread(counts),
         'tokens of a caption': _spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
-    return figures | _map_figures(pixels, source), bad
+    return figures | _map_figures(pixels, source) | _object_figures(objects, source), bad
 
 # %% ../nbs/41_packing.ipynb #4b840940
 def pack_command(

@@ -44,10 +44,12 @@ def some(
     if not found: raise UserError('no sample of the data could be read: there is nothing to draw')
     return found
 
+# %% ../nbs/18_pictures.ipynb #496d0c0b
 def caption_words(sample):  # -> Counter: word -> number of captions that hold it
     "The words of a sample's captions, three letters long at least."
     return Counter(w for c in sample.get('captions', []) for w in dict.fromkeys(re.findall(r'[^\W\d_]{3,}', c.lower())) if w not in STOP)
 
+# %% ../nbs/18_pictures.ipynb #39ebc38b
 @singledispatch
 def words_of(
     source,   # any reader
@@ -73,13 +75,13 @@ def shows_much(source):  # -> function of an index
     "Which samples a picture of patches should prefer."
     return lambda i: True
 
+# %% ../nbs/18_pictures.ipynb #a537f553
 @words_of.register
 def _(source: Scenes, samples): return {c: [f'a {c} {s}' for s in SHAPES] for c in COLOURS}, None
 
 @queries_of.register
 def _(source: Scenes): return ['a yellow star', 'a large green ring on a white background', 'a red circle left of a blue square']
 
-# %% ../nbs/18_pictures.ipynb #f342d661
 @shows_much.register
 def _(source: Scenes):  # two objects of different colour
     two, colour = source.table['two'], source.table['colour']
@@ -116,6 +118,7 @@ def clearest(p):  # (h,w,W) probabilities of words -> list of two words' numbers
     "The words that are surest somewhere in an image, the one that covers more first."
     return sorted(_surest(p).topk(min(2, p.shape[-1])).indices.tolist(), key=lambda k: -p[..., k].sum())
 
+# %% ../nbs/18_pictures.ipynb #f0919975
 def shown_words(
     p,    # (B,h,w,W) probabilities of words
     own,  # for each image the numbers of its own words; None: any
@@ -124,6 +127,7 @@ def shown_words(
     if own is None: return [clearest(m) for m in p]
     return [list(dict.fromkeys(max(o, key=_surest(m).tolist().__getitem__) for m, o in zip(p, own)))] * len(p)
 
+# %% ../nbs/18_pictures.ipynb #4c14477f
 @picture('words', _text)
 @styled
 def language_picture(
@@ -167,6 +171,7 @@ def reconstruction(
         seen = put(torch.full_like(true, torch.nan)).nan_to_num(0.8)
     return seen.clamp(0, 1).cpu(), put(g).clamp(0, 1).cpu()
 
+# %% ../nbs/18_pictures.ipynb #e3228dff
 def _unpatchify(x, p):  # (B,N,3pp), the inverse of `patchify`
     side = math.isqrt(x.shape[1])
     return F.fold(x.view(len(x), -1, p * p, 3).permute(0, 3, 2, 1).flatten(1, 2), side * p, kernel_size=p, stride=p)

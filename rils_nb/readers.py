@@ -208,6 +208,7 @@ class Shards(Source):
     @property
     def sizes(self): return self.lengths
     def __len__(self): return self.starts[-1]
+    def about(self, i): return self._parts(i)[1:]
 
 # %% ../nbs/06_readers.ipynb #59c17d95
 @patch
@@ -249,15 +250,12 @@ def _parts(self:Shards, i):  # -> part -> function that reads it, label, name
     return get, label, name
 
 @patch
-def about(self:Shards, i): return self._parts(i)[1:]
-
-@patch
 def raw(self:Shards, i):
     (get, label, name), texts = self._parts(i), None
     try:
         if 'json' in get: texts = self._caption(get['json']())
         if texts in (None, '', []) and 'txt' in get: texts = get['txt']()
-        if texts is None and not get.keys() & {'cls', 'map'}: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
+        if texts is None and not get.keys() & {'cls', 'map', 'objects'}: raise BadSample('caption', f'the .json has no `{self.caption_key}`')
     except (ValueError, RecursionError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
     return get['image'](), Path(name).suffix, texts, label, name
 
@@ -292,15 +290,17 @@ def _has_classes(root):  # images in subfolders, and none of the first has a .tx
     return bool(found) and not any(p.parent == Path(root) or p.with_suffix('.txt').exists() for p in found)
 
 def _has_shards(s): return s.endswith('.tar') or '://' in s or s.startswith('pipe:') or os.path.isdir(s) and glob.glob(f'{glob.escape(s)}/*.tar')
+def _shards(spec, **columns):  # with what is known of objects, where `pack` left the names of their classes
+    named = re.sub(r'(-\d+)?\.tar$', '-object-classes.txt', shard_paths(spec)[0])
+    return open_source(f'objects:{spec}', **columns) if os.path.isfile(named) else Shards(spec, **columns)
 
 READERS['scenes'] = (lambda s: s == 'scenes', lambda s, **kw: _scenes('' if s == 'scenes' else s, **kw))
-READERS['shards'] = (_has_shards, Shards)
+READERS['shards'] = (_has_shards, _shards)
 READERS['manifest'] = (lambda s: Path(s).suffix.lower() in ('.csv', '.tsv', '.jsonl'), Manifest)
 READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolders)
 READERS['folder'] = (os.path.isdir, Folder)
 
-# %% ../nbs/06_readers.ipynb #19d1ee0d
-LAZY = dict(karpathy='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', scene_colours='evals.segmentation', listed='evals.low_shot')  # imported when asked for
+LAZY = dict(karpathy='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', objects='dense.objects', scene_colours='evals.segmentation', listed='evals.low_shot')  # imported when asked for
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl, a folder; or kind:spec

@@ -34,6 +34,7 @@ def write_tensors(
     try: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
     except SafetensorError as e: raise OSError(str(e))
 
+# %% ../nbs/14_runs.ipynb #51aded6f
 def write_names(
     names,  # of the classes, list of str; or None
     folder, # existing folder to write into
@@ -46,6 +47,7 @@ def names_in(folder):  # checkpoint folder -> list of str, or None
     path = Path(folder)/CLASSES
     return path.read_text(encoding='utf-8').rstrip('\n').split('\n') if path.exists() else None
 
+# %% ../nbs/14_runs.ipynb #1c4c62d1
 def save(
     method, # Method
     folder, # existing folder to write into
@@ -78,6 +80,7 @@ def _fault(folder):  # what is wrong with a checkpoint, or ''
     wrong = wrong_sums(folder)
     return f'{", ".join(wrong)} changed since it was written, see {SUMS}' if wrong else _spoilt(folder)
 
+# %% ../nbs/14_runs.ipynb #a89f63c1
 def newest(run):  # run folder or checkpoint folder -> checkpoint folder
     "The newest checkpoint of a run that is whole; raises `UserError` where there is none."
     run = Path(run)
@@ -129,6 +132,7 @@ def is_longer(
     "Whether a run that is complete is to be made longer."
     return 0 < old.steps == step < new.steps
 
+# %% ../nbs/14_runs.ipynb #130499da
 def claim(config):  # -> checkpoint folder to resume from, or None
     "Check that the run folder is free, or that it holds the run that is to be resumed."
     out = Path(config.out)
@@ -203,6 +207,7 @@ def order_of(
     window = state.get('window', 20_000)  # of checkpoints that do not say it
     return dict(order=key(*source.sizes), window=window) | (dict(teacher=teacher) if teacher else {}) | (dict(classes=classes) if classes else {})
 
+# %% ../nbs/14_runs.ipynb #7ecbb6e9
 def restore(
     method,     # Method
     optimizer,  # AdamW, without a state
@@ -296,6 +301,7 @@ def note_bad(
     for kind, where in bad: append_jsonl(Path(config.out)/'bad.jsonl', dict(step=step, kind=kind, where=where))
     return len(bad)
 
+# %% ../nbs/14_runs.ipynb #78520fda
 def bad_kinds(config):  # -> str, e.g. '12 image, 3 caption'; empty where there were none
     "How many samples of a run were damaged, by kind."
     return kinds((r['kind'], r['where']) for r in read_jsonl(Path(config.out)/'bad.jsonl'))

@@ -19,8 +19,8 @@ from .samples import IMAGES
 
 # %% ../nbs/05_shards.ipynb #3378e304
 WINDOW = 100_000  # samples that are shuffled together, at least one shard
-_PARTS = {**{s: 'image' for s in IMAGES}, '.txt': 'txt', '.json': 'json', '.cls': 'cls', '.map.png': 'map'}
-_ORDER = ('image', 'txt', 'json', 'cls', 'map')
+_PARTS = {**{s: 'image' for s in IMAGES}, '.txt': 'txt', '.json': 'json', '.cls': 'cls', '.map.png': 'map', '.objects.json': 'objects'}
+_ORDER = ('image', 'txt', 'json', 'cls', 'map', 'objects')
 
 # %% ../nbs/05_shards.ipynb #91b1094f
 def _open_tar(f, size):  # at the first block that tarfile accepts as a header
@@ -69,7 +69,7 @@ def _join(runs):  # of one name, each a dict: part -> (place, size); -> the samp
     return whole
 
 # %% ../nbs/05_shards.ipynb #9d921aba
-def scan(path):  # tar file -> rows (n,8) or (n,10) uint32: block and size of image, txt, json, cls, and of map where there is one (block 0: absent); list of (kind, where)
+def scan(path):  # tar file -> rows (n,8) to (n,12) uint32: block and size of image, txt, json, cls, and of map and objects where there are some (block 0: absent); list of (kind, where)
     "The places of all samples of a shard."
     samples, bad, last, dotted = {}, [], None, {}
     for member in _members(path, bad):
@@ -89,12 +89,13 @@ def scan(path):  # tar file -> rows (n,8) or (n,10) uint32: block and size of im
     bad += [('pair', f'{path}: the name {name} has a dot in it, which webdataset takes for the beginning of a suffix')
             for name, base in dotted.items() if base not in samples]
     rows = np.array(rows, np.uint32).reshape(-1, 2 * len(_ORDER))
-    return rows if rows[:, 8].any() else rows[:, :8], bad
+    while rows.shape[1] > 8 and not rows[:, -2].any(): rows = rows[:, :-2]
+    return rows, bad
 
 # %% ../nbs/05_shards.ipynb #2e58644e
 def _index(path):  # what `scan` gives, or an earlier one left beside the shard; whether it stands there
     stat, beside = os.stat(path), f'{path}.index.npz'
-    stamp = np.array([4, stat.st_size, stat.st_mtime_ns])  # 4: this layout
+    stamp = np.array([5, stat.st_size, stat.st_mtime_ns])  # 5: this layout
     try:
         with np.load(beside, allow_pickle=False) as z:
             if np.array_equal(z['stamp'], stamp): return z['rows'], json.loads(str(z['bad'])), True

@@ -6,8 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/viz.html.md"""
 
 # %% auto #0
 __all__ = ['STYLE', 'TAB', 'CURVES', 'styled', 'panel', 'show_mask', 'word_features', 'patch_words', 'word_colours', 'word_map',
-           'show_patch_words', 'similarity_map', 'show_segmentation', 'contact_sheet', 'curves', 'save_figure',
-           'search', 'gallery', 'gallery_row']
+           'show_patch_words', 'similarity_map', 'show_segmentation', 'show_objects', 'contact_sheet', 'curves',
+           'save_figure', 'search', 'gallery', 'gallery_row']
 
 # %% ../nbs/17_viz.ipynb #77938e48
 import math, textwrap
@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from .core import UserError, read_jsonl
 from .libraries import view_of
 from .features import features, fine_features, subset, text_features
+from .loader import annotation_of
 from .samples import BadSample
 
 # %% ../nbs/17_viz.ipynb #4ca3e96e
@@ -40,6 +41,7 @@ def styled(draw):  # a function that returns a figure
         return fig
     return run
 
+# %% ../nbs/17_viz.ipynb #b7461074
 def panel(
     ax,        # Axes
     image,     # (3,H,W) uint8, or float in [0,1]
@@ -81,6 +83,7 @@ def word_features(
     z = F.normalize(text_features(model, [t for ts in texts.values() for t in ts]), dim=-1)
     return F.normalize(torch.stack([part.mean(0) for part in z.split([len(ts) for ts in texts.values()])]), dim=-1)
 
+# %% ../nbs/17_viz.ipynb #fa73ed07
 def patch_words(
     model,  # with a text tower and features of patches
     image,  # (B,3,H,W) uint8
@@ -97,6 +100,7 @@ def word_colours(words):  # list of str -> list of RGB
     free = iter(TAB * (1 + len(words) // len(TAB)))
     return [to_rgb(w) if is_color_like(w) else next(free) for w in words]
 
+# %% ../nbs/17_viz.ipynb #20413dc3
 def _overlay(ax, best, colours, image=None):  # (h,w) words, (3,H,W) uint8 to show through -> coloured grid
     h, w = best.shape
     if image is not None: ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(-0.5, w - 0.5, h - 0.5, -0.5))
@@ -111,6 +115,7 @@ def _overlay(ax, best, colours, image=None):  # (h,w) words, (3,H,W) uint8 to sh
 def _legend(fig, words, colours, **kw):  # one coloured square for each word
     return fig.legend([Patch(facecolor=c, edgecolor='0.6', linewidth=0.5) for c in colours], [textwrap.shorten(w, 24) for w in words], **kw)
 
+# %% ../nbs/17_viz.ipynb #d11ef394
 def word_map(
     ax,     # Axes
     p,      # (h,w) probability of the word at each place
@@ -125,6 +130,7 @@ def word_map(
     ax.set_title(f'"{textwrap.shorten(word, 20)}"', color=[0.75 * c for c in colour], fontweight='bold')
     ax.axis('off')
 
+# %% ../nbs/17_viz.ipynb #39676963
 @styled
 def show_patch_words(
     model,  # with a text tower and features of patches
@@ -185,25 +191,44 @@ def show_segmentation(
     return fig
 
 # %% ../nbs/17_viz.ipynb #2d874151
+def show_objects(
+    ax,     # Axes
+    image,  # (3,H,W) uint8
+    found,  # dict of boxes (k,4), labels (k,), and perhaps masks (k,H,W) and scores (k,)
+    names,  # of the classes
+    title='', # above the image
+    tint=0.5, # of outlined pixels
+):
+    "An image with boxes, outlines and names."
+    panel(ax, image, title)
+    for i, (box, y) in enumerate(zip(found['boxes'].tolist(), found['labels'].tolist())):
+        colour = TAB[y % len(TAB)]
+        ax.add_patch(plt.Rectangle((box[0] - 0.5, box[1] - 0.5), box[2] - box[0], box[3] - box[1], fill=False, edgecolor=colour, linewidth=1.2))
+        if 'masks' in found: ax.imshow(torch.cat([torch.tensor(colour).expand(*image.shape[1:], 3), tint * found['masks'][i][..., None]], 2).numpy())
+        words = names[y] + (f' {100 * found["scores"][i]:.0f} %' if 'scores' in found else '')
+        ax.text(box[0], box[1] - 1, words, color='white', fontsize=6, va='bottom', bbox=dict(facecolor=colour, edgecolor='none', pad=0.6), clip_on=True)
+
 @styled
 def contact_sheet(
     source, # any reader
     n=24,   # pairs
 ):  # -> figure
-    "Some pairs with their captions, drawn from all."
-    found = []
+    "Some pairs with their captions and objects, drawn from all."
+    found, names = [], getattr(source, 'object_names', None)
     for i in subset(len(source), 4 * n):
-        try: found.append(source.read(i))
+        try:
+            sample = source.read(i)
+            found.append((sample, annotation_of(source, i, sample['image']) if names else {}))
         except BadSample: continue
         if len(found) == n: break
     if not found: raise UserError('no sample of the data could be read: there is nothing to draw')
     classes = getattr(source, 'classes', None) or {}
     fig, axes = plt.subplots(-(-len(found) // 6), 6, figsize=(9.6, 1.9 * -(-len(found) // 6)), squeeze=False)
     for ax in axes.flat: ax.axis('off')
-    for ax, s in zip(axes.flat, found):
+    for ax, (s, known) in zip(axes.flat, found):
         words = s['captions'][0] if s.get('captions') else classes[s['label']] if 'label' in s and classes else ''
         more = f' (+{len(s["captions"]) - 1})' if len(s.get('captions', [])) > 1 else ''
-        panel(ax, s['image'])
+        show_objects(ax, s['image'], known, names, tint=0.25) if 'boxes' in known else panel(ax, s['image'])
         ax.set_title('\n'.join(textwrap.wrap(textwrap.shorten(words, 66) + more, 24)), fontsize=7)
     return fig
 
@@ -211,6 +236,7 @@ def contact_sheet(
 CURVES = {'losses': ('loss', 'contrastive', 'reconstruction'), 'matched images, agreeing patches': ('matched', 'agreement'), 'logit scale': ('logit_scale',),
           'learning rate': ('lr',), 'images/s': ('images_per_second',)}
 
+# %% ../nbs/17_viz.ipynb #b3f4432e
 @styled
 def curves(
     run,        # run folder or its log.jsonl
@@ -236,6 +262,7 @@ def curves(
 
 def _number(v): return isinstance(v, (int, float)) and math.isfinite(v)
 
+# %% ../nbs/17_viz.ipynb #f6d440da
 def save_figure(
     fig,   # figure
     path,  # .png
@@ -257,6 +284,7 @@ def search(
     scores = word_features(model, list(queries)) @ F.normalize(f['image'], dim=-1).T                     # (Q,n)
     return [[(v.item(), f['index'][i]) for v, i in zip(*s.topk(min(n, len(s))))] for s in scores]
 
+# %% ../nbs/17_viz.ipynb #dce25e05
 @styled
 def gallery(
     model,    # with a text tower

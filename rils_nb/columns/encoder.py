@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from .reversible import through
 from .unit import call, column
-from ..core import Registry
+from ..core import Registry, UserError
 from ..model import ENCODERS, SIZES, ImageEncoder, Size, local_attention
 
 # %% ../../nbs/columns/92_encoder.ipynb #0d26b111
@@ -167,3 +167,19 @@ class ColumnsEncoder(ImageEncoder):
     def localised(self, image, entered):  # (B,3,H,W) uint8; not used, as what leaves the last block is not all of the feature -> (B,1+N,D)
         "The local features of images."
         return self.encode(self.patches(image), local=True)
+
+# %% ../../nbs/columns/92_encoder.ipynb #d42a3fd8
+@patch
+def onto_grids(self:ColumnsEncoder, window, whole, side):  # as for `ImageEncoder`; window and side must be 0 -> ModuleList, empty
+    "Compute and train all levels of all columns; the final norm belongs to none of them."
+    if window or side: raise UserError('columns attend to the whole image, and have no relative positions: give --opts window=0,relative=false')
+    self.complete()
+    for p in self.trunk.norm.parameters(): p.requires_grad_(False)
+    self.trunk.pos_embed.requires_grad_(True)
+    return nn.ModuleList()
+
+@patch
+def grid_features(self:ColumnsEncoder, x, relative=()):  # (B,3,H,W) normalised pixels; nothing -> four (B,D,h,w), the lowest level first
+    "The levels behind the last column, without the class token."
+    grid = tuple(s // self.trunk.patch_embed.patch_size[0] for s in x.shape[-2:])
+    return [s[:, 1:].transpose(1, 2).unflatten(2, grid) for s in self.stages(self.tokens(self.embed(x)), ())]

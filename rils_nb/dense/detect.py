@@ -28,7 +28,7 @@ from ..viz import TAB, panel, styled
 from .jitter import cut, cut_view, mean_colour, scaled
 from .proposals import Proposals, proposal_losses
 from .regions import Regions, objects_in, paste, region_losses
-from .vitdet import Pyramid, attend_in_windows, grid_features, relative_positions
+from .vitdet import Pyramid
 
 # %% ../../nbs/dense/88_detect.ipynb #dd32f975
 def names_of(
@@ -101,15 +101,12 @@ class Detect(Labelled):
         if layer_decay <= 0: raise UserError(f'layer_decay must be above 0, given {layer_decay}')
         if federated < 0: raise UserError(f'federated is a number of classes, or 0 for all; given {federated}')
         trunk, factors = self.visual.trunk, factors_of(pyramid, self.patch_size)
-        attend_in_windows(trunk, window, whole)
-        self.relative = relative_positions(trunk, self.image_size // self.patch_size) if relative else torch.nn.ModuleList()
+        self.relative = self.visual.onto_grids(window, whole, relative * self.image_size // self.patch_size)
         self.pyramid, strides = Pyramid(self.visual.width, width, factors), [int(self.patch_size / f) for f in factors]
         self.proposals = Proposals(width, [*strides, 2 * strides[-1]], anchor, proposals, anchors)
         self.regions = Regions(width, strides, self.n_classes, masks, convs, fc, regions, cascade, sigmoid, federated)
         self.with_masks, self.score, self.most = masks, score, most
         self.paths, self.rates = drop_paths(trunk, drop_path), rates_of(trunk, layer_decay)
-        trunk.pos_embed.requires_grad_(True)
-        for p in (trunk.cls_token, *trunk.norm.parameters()): p.requires_grad_(False)            # no part of a detector
         self.views = dict(cut=partial(cut_view, classes=self.n_classes, masks=masks, jitter=jitter))
         self.views['cut'](config)                                                                # what is wrong with it is said now
 
@@ -134,7 +131,7 @@ def lr_factor(self:Detect, name): return self.rates.get(name, self.rates.get(nam
 @patch
 def maps(self:Detect, x):  # (B,3,S,S) normalised -> list of (B,C,h,w), the finest first
     "The pyramid of an image."
-    return self.pyramid(grid_features(self.visual, x, self.relative))
+    return self.pyramid(self.visual.grid_features(x, self.relative))
 
 @patch
 def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) normalised, (b,), (b,) which images of the batch -> seven tensors of b rows
