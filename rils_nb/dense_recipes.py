@@ -7,9 +7,10 @@ Docs: https://rils-nb.github.io/rils_nb/dense.html.md"""
 # %% auto #0
 __all__ = ['COCO_STEPS', 'LVIS_STEPS', 'shapes_detect', 'detect', 'detect_rils_b16', 'detect_rils_b16_lvis',
            'detect_rils_b16_lvis_federated', 'detect_rils_b16_low_shot', 'detect_milan_b16', 'detect_milan_l16',
-           'detect_maskclip_b16', 'detect_revcol_b16', 'detect_revcol_b16_cascade', 'shapes_segment', 'segment',
-           'segment_rils_b16', 'segment_clip_b16', 'segment_mae_b16', 'segment_milan_b16', 'segment_milan_l16',
-           'segment_maskclip_b16', 'segment_revcolv2_b', 'segment_revcolv2_l']
+           'detect_maskclip_b16', 'detect_revcolv2_b', 'detect_revcolv2_b_cascade', 'detect_revcolv2_l',
+           'detect_revcolv2_l_cascade', 'shapes_segment', 'segment', 'segment_rils_b16', 'segment_clip_b16',
+           'segment_mae_b16', 'segment_milan_b16', 'segment_milan_l16', 'segment_maskclip_b16', 'segment_revcolv2_b',
+           'segment_revcolv2_l']
 
 # %% ../nbs/53_dense.ipynb #4d964f2b
 from dataclasses import replace
@@ -45,7 +46,7 @@ def detect_rils_b16():
 @register_recipe
 def detect_rils_b16_lvis():
     """RILS of `rils_b16_l20m`, LVIS, 25 epochs: 33.8 for boxes, 31.6 for masks (paper, Tables 2 and A7).
-    The paper says nothing of rare classes; here they are as all others, in `detect_rils_b16_lvis_federated` as in ViTDet."""
+    The paper does not say how it treats rare classes; here as all others. Scores from 0.02 and 300 objects an image are ViTDet's."""
     lvis = 'coco:lvis/lvis_v1_{split}.json,images=coco'
     return replace(detect_rils_b16(), data=lvis.format(split='train') + ',empty=false', eval_data=lvis.format(split='val'), lr=2e-4, opts='score=0.02,most=300')
 
@@ -53,8 +54,8 @@ LVIS_STEPS = 25 * 100_170 // 16
 
 @register_recipe
 def detect_rils_b16_lvis_federated():
-    """The same with ViTDet's settings for LVIS: rare classes are shown more often, each image is asked about 50 classes, scores from 0.02, 300 objects an image.
-    The paper follows ViTDet and does not name them. 25 epochs are counted without repetitions, as in ViTDet: as many steps."""
+    """The same with ViTDet's settings for rare classes: shown more often (`repeat`), and each image is asked about 50 classes with scores of their own (`federated`).
+    The paper follows ViTDet and does not name them. 25 epochs are counted without repetitions, as there."""
     found = detect_rils_b16_lvis()
     return replace(found, data=found.data + ',repeat=0.001', epochs=0.0, steps=LVIS_STEPS, warmup=250 / LVIS_STEPS, opts='score=0.02,most=300,federated=50')
 
@@ -83,16 +84,27 @@ def detect_maskclip_b16():
     There the shorter side had 800 pixels and at most 1,333 the longer one, here the longer one has 1,024."""
     return replace(detect(), init='runs/maskclip_b16_yfcc15m', epochs=12.0, weight_decay=0.05, schedule='steps', opts='layer_decay=0.75,jitter=1:1')
 
+# %% ../nbs/53_dense.ipynb #e8c3c4c5
 @register_recipe
-def detect_revcol_b16():
-    "RevColV2's settings for Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
-    return replace(detect(), batch=32, epochs=50.0, opts='layer_decay=0.9,drop_path=0.2')
+def detect_revcolv2_b():
+    "RevColV2-B with Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
+    return replace(detect(), init='runs/revcolv2_b_in1k', size='RevColV2-B', batch=32, epochs=50.0, checkpointing=True,
+                   opts='window=0,relative=false,layer_decay=0.9,drop_path=0.2')
 
 @register_recipe
-def detect_revcol_b16_cascade():
-    """RevColV2's settings for Cascade Mask R-CNN, COCO, 100 epochs of batch 64, rate 1e-4 (supplement, 1.5, which follows ViTDet).
-    Jitter, drop path and decay are those of its Mask R-CNN. It does not say more: warm-up, weight decay and stages are ViTDet's, the cosine is our choice."""
-    return replace(detect_revcol_b16(), batch=64, epochs=100.0, opts='layer_decay=0.9,drop_path=0.2,cascade=true')
+def detect_revcolv2_b_cascade():
+    "RevColV2-B with Cascade Mask R-CNN, COCO, 100 epochs of batch 64 (supplement, 1.5)."
+    return replace(detect_revcolv2_b(), batch=64, epochs=100.0, opts=detect_revcolv2_b().opts + ',cascade=true')
+
+@register_recipe
+def detect_revcolv2_l():
+    "RevColV2-L with Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
+    return replace(detect_revcolv2_b(), init='runs/revcolv2_l_in1k', size='RevColV2-L', opts='window=0,relative=false,layer_decay=0.9,drop_path=0.3')
+
+@register_recipe
+def detect_revcolv2_l_cascade():
+    "RevColV2-L with Cascade Mask R-CNN, COCO, 100 epochs of batch 64 (supplement, 1.5)."
+    return replace(detect_revcolv2_l(), batch=64, epochs=100.0, opts=detect_revcolv2_l().opts + ',cascade=true')
 
 # %% ../nbs/53_dense.ipynb #3834cdeb
 @register_recipe

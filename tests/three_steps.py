@@ -28,6 +28,8 @@ LABELLED = dict(finetune_augmented=dict(method='finetune', crop=0.3, flip=True, 
 LABELLED['revcolv2_again'] = dict(method='revcolv2', size='RevColV2-tiny', checkpointing=True)  # levels computed again in the backward pass (no labels, but started in the same way)
 LABELLED['finetune_columns'] = dict(method='finetune', size='RevColV2-tiny', checkpointing=True, crop=0.3, flip=True, opts='drop_path=0.3,head_init=0.02')
 LABELLED['detect_cascade'] = dict(method='detect', image_size=64, opts=recipe('shapes_detect').opts + ',cascade=true,federated=3')  # three stages of boxes, each image is asked about three classes
+LABELLED['detect_columns'] = dict(method='detect', size='RevColV2-tiny', checkpointing=True, image_size=64, opts='window=0,relative=false,pyramid=2:1,width=32,convs=1,fc=32,'
+                                  'anchor=4,anchors=32,proposals=20,regions=16,drop_path=0.3,cascade=true')  # a map for each level, and three looks
 RUNS |= {f'{run}{more}': None for run in LABELLED for more in ('', '_accum')}
 RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum', 'rils_averaged', 'rils_semantic', 'rils_local', *OTHERS)}
 HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image
