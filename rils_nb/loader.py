@@ -217,6 +217,9 @@ def collate(samples):  # list of dicts -> batch
 def _quiet(_):  # signals that reach the whole group are the trainer's to answer: it saves and ends its workers. Only a second SIGTERM ends one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    def hook(kind, *rest):  # the trainer has gone while a picture was handed to it: it has said why, or it was killed
+        if not issubclass(kind, (ConnectionError, EOFError)): sys.__excepthook__(kind, *rest)
+    sys.excepthook = hook
 
 START = 'fork' if sys.platform == 'linux' else None  # how workers begin; forked ones at once. None: as the system does it
 
