@@ -5,11 +5,13 @@
     python benchmarks/columns.py --width 64 --side 32 --patch 8 --batch 16   # seconds, to see that it runs
 
 A step is RevColV2's pre-training (forward, backward, AdamW), half of the columns going up and half going down, mask ratio 0.75. Each contestant runs in a
-process of its own and in turns: two steps that do not count and `--steps` that do. Printed are medians over the rounds. Memory is the peak that the
-step needs beyond weights, gradients and optimizer: on CUDA what torch had allocated, on a CPU what the process had resident beyond what it had before its first step, without
-what AdamW's two averages and the gradients take. Wanted: flat within 5 % from 4 to 16 columns, and at most 1.45 times the time of plain storage.
+process of its own and in turns: two steps that do not count and `--steps` that do. Printed are medians over the rounds. Memory is what a step needs at its
+peak beyond weights, gradients and optimizer, on CUDA what torch has allocated, on a CPU (Linux, glibc) what the process has resident. The forward pass is measured
+against the state between steps, the backward pass without the gradients that stand at its end. On a CPU a turn for memory is another than the turn for time: the trainer lets
+the process keep every page that it ever had, which is fast, and hides what a step needs. Wanted: flat within 5 % from 4 to 16 columns, and at most 1.45 times the
+time of plain storage.
 """
-import argparse, contextlib, json, resource, statistics, subprocess, sys, time
+import argparse, contextlib, ctypes, json, statistics, subprocess, sys, time
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--columns', default='4,8,16', help='how many, even numbers')
@@ -25,8 +27,8 @@ parser.add_argument('--turn', help=argparse.SUPPRESS)  # what the process of one
 args = parser.parse_args()
 WAYS = ('stored', 'again')
 
-def turn(n, way):
-    "Seconds of each counted step, and bytes at the peak."
+def turn(n, way, peak):
+    "Seconds of a step, and the bytes that it needs; on a CPU one of the two."
     import torch
     from timm.models import register_model
     from rils_nb.columns.encoder import _columns
@@ -51,38 +53,63 @@ def turn(n, way):
     own = sum(p.nbytes for p in method.parameters() if p.requires_grad)                     # gradients take as much, AdamW twice
     sync = torch.cuda.synchronize if cuda else lambda: None
     autocast = lambda: torch.autocast(args.device, torch.bfloat16) if args.precision == 'bf16' else contextlib.nullcontext()
+    memory = Memory(cuda) if peak or cuda else None
     def step():
         sync()
         t = time.perf_counter()
+        between = memory and memory.start()
         with autocast(): loss = method(batch)['loss']
+        forward = memory and memory.peak() - between
+        if memory: memory.start()
         loss.backward()
+        backward = memory and memory.peak() - between - own
         optimizer.step()
         optimizer.zero_grad()
         sync()
-        return time.perf_counter() - t
-    resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    before = torch.cuda.memory_allocated() if cuda else resident()
-    seconds = [step() for _ in range(2 + args.steps)][2:]
-    return seconds, (torch.cuda.max_memory_allocated() if cuda else resident()) - before - 3 * own
+        return time.perf_counter() - t, memory and max(forward, backward)
+    steps = [step() for _ in range(2 + args.steps)][2:]
+    return [statistics.median(v) if v[0] is not None else None for v in zip(*steps)]
+
+class Memory:
+    "Bytes in use now, and their peak since then."
+    def __init__(self, cuda):
+        import torch
+        self.cuda = torch.cuda if cuda else None
+        if cuda: return
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**16)    # M_MMAP_THRESHOLD: every large block is one of its own,
+        libc.mallopt(-4, 2**20)    # M_MMAP_MAX
+        libc.mallopt(-2, 2**16)    # M_TOP_PAD
+        libc.mallopt(-1, 2**16)    # M_TRIM_THRESHOLD: and goes back when it is freed
+    def read(self, line):
+        with open('/proc/self/status') as f: return 1024 * next(int(l.split()[1]) for l in f if l.startswith(line))
+    def start(self):
+        if self.cuda: self.cuda.reset_peak_memory_stats()
+        else:
+            with open('/proc/self/clear_refs', 'w') as f: f.write('5')
+        return self.cuda.memory_allocated() if self.cuda else self.read('VmRSS')
+    def peak(self): return self.cuda.max_memory_allocated() if self.cuda else self.read('VmHWM')
 
 def compare():
     "Let the contestants take turns."
     counts, turns = [int(n) for n in args.columns.split(',')], {}
+    def take(n, way, what):
+        run = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--turn', f'{n},{way},{what}'], capture_output=True, text=True)
+        if run.returncode: sys.exit(f'\nerror: {n} columns, {way}, does not run:\n{run.stderr[-2000:]}')
+        return json.loads(run.stdout.splitlines()[-1])
     for r in range(args.rounds):
         for n in counts:
             for way in WAYS:
                 print(f'\rround {r + 1}/{args.rounds}: {n} columns, {way:8}', end='', file=sys.stderr, flush=True)
-                run = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--turn', f'{n},{way}'], capture_output=True, text=True)
-                if run.returncode: sys.exit(f'\nerror: {n} columns, {way}, does not run:\n{run.stderr[-2000:]}')
-                seconds, peak = json.loads(run.stdout.splitlines()[-1])
-                turns.setdefault((n, way), []).append((statistics.median(seconds), peak))
+                seconds, peak = take(n, way, 'time')
+                turns.setdefault((n, way), []).append((seconds, peak or take(n, way, 'memory')[1]))
     median = lambda n, way, k: statistics.median(t[k] for t in turns[n, way])
     print(f'\r{"columns":>8} {"stored, MB":>11} {"again, MB":>10} {"stored, s":>10} {"again, s":>9} {"ratio":>6}')
     for n in counts:
         ratio = statistics.median(b[0] / a[0] for a, b in zip(turns[n, 'stored'], turns[n, 'again']))
-        print(f'{n:8} {median(n, "stored", 1) / 1e6:11.0f} {median(n, "again", 1) / 1e6:10.0f} {median(n, "stored", 0):10.2f} {median(n, "again", 0):9.2f} {ratio:6.2f}')
+        print(f'{n:8} {median(n, "stored", 1) / 1e6:11.1f} {median(n, "again", 1) / 1e6:10.1f} {median(n, "stored", 0):10.2f} {median(n, "again", 0):9.2f} {ratio:6.2f}')
 
 if args.turn:
-    n, way = args.turn.split(',')
-    print(json.dumps(turn(int(n), way)))
+    n, way, what = args.turn.split(',')
+    print(json.dumps(turn(int(n), way, what == 'memory')))
 else: compare()
