@@ -110,7 +110,7 @@ def detect_revcolv2_l_cascade():
 @register_recipe
 def shapes_segment():
     "Segmentation of the scenes, background and eight shapes at 64 px, from the default run: train that first. Two CPU cores, minutes."
-    return replace(shapes(), method='segment', init='runs/shapes', image_size=64, data='scenes:size=64', flip=True, batch=16, steps=800, lr=1.5e-3, warmup=0.05,
+    return replace(shapes(), method='segment', init='runs/shapes', image_size=64, data='scenes:size=64', flip=True, batch=16, steps=1600, lr=1.5e-3, warmup=0.05,
                    weight_decay=0.05, beta2=0.999, eps=1e-8, tasks='semantic_segmentation', eval_data='scenes:split=val,size=64', eval_samples=500,
                    opts='channels=64,aux_channels=64,dropout=0,drop_path=0,layer_decay=0.75,smallest=0.75,largest=1.5,most=1')
 

@@ -143,13 +143,14 @@ def scores(
     segmenter,  # Segmenter
     image,      # (B,3,H,W) uint8, no side shorter than the model's
     local=None, # local features, or the plain ones; None: local ones where the model has them
-    shifts=1,   # per direction, see `over_shifts`
+    shifts=1,   # per direction, see `over_shifts`; 0: all patches together answer for the whole window
 ):  # -> (B,C,H,W), or (B,1+C,H,W) where there is a background
     "Scores of the classes at each pixel."
     s, (h, w) = segmenter.model.image_size, image.shape[-2:]
     places = [(y, x) for y in starts(h, s, s // 2) for x in starts(w, s, s // 2)]
     windows = torch.cat([image[..., y:y + s, x:x + s] for y, x in places])                                   # (P*B,3,S,S)
-    maps = torch.cat([over_shifts(lambda v: segmenter.cosines(v, local), part.to(segmenter.w.device), shifts) for part in windows.split(segmenter.batch)])
+    maps = torch.cat([over_shifts(lambda v: segmenter.cosines(v, local), part.to(segmenter.w.device), shifts or 1) for part in windows.split(segmenter.batch)])
+    if not shifts: maps = maps.mean((1, 2), keepdim=True)
     maps = with_background(maps, segmenter.n, segmenter.below).permute(0, 3, 1, 2)                           # (P*B,C,h,w)
     total, count = maps.new_zeros(len(image), maps.shape[1], h, w), maps.new_zeros(h, w)
     for (y, x), part in zip(places, maps.chunk(len(places))):
@@ -193,9 +194,11 @@ def label_maps(
     return out
 
 # %% ../../nbs/evals/37_segmentation.ipynb #0ee217c3
-def _ways(model, shifts):  # -> list of (end of the figures' names, local, shifts)
+def _looks(model, shifts):  # -> list of (end of the figures' names, local, shifts)
     ways = [('', None, shifts)] + [('_plain', False, shifts)] * (getattr(model, 'last_attention', None) is not None)
     return ways + [(f'{end}_unshifted', local, 1) for end, local, _ in ways] * (shifts > 1)
+
+def _ways(model, shifts): return [*_looks(model, shifts), ('_whole', None, 0)]
 
 def _readable(source, rows):  # -> list of (name, image, label map)
     found = []
@@ -260,7 +263,7 @@ def segmentation_picture(
     if not found: raise UserError('no sample with a label map could be read: there is nothing to draw')
     images, truth = [x for _, x, _ in found], [torch.where(t == 0, IGNORED, t) if first and not ground else t for _, _, t in found]
     rows = dict(true=truth)
-    for end, local, k in _ways(segmenter.model, shifts)[:3]:
+    for end, local, k in _looks(segmenter.model, shifts)[:3]:
         maps = label_maps(segmenter, images, local, k)
         rows[' '.join(end.split('_')).strip() or 'found'] = [whole if ground else torch.where(t == IGNORED, t, best + first) for t, (best, whole) in zip(truth, maps)]
     return show_segmentation(images, rows, source.semantic_names, f'What each pixel shows, by the words of {segmenter.n} classes')
