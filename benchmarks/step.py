@@ -188,8 +188,8 @@ def compare():
             print(f'\rround {r + 1}/{args.rounds}: {name:40}', end='', file=sys.stderr, flush=True)
             run = start(name, *['--count'] * (r == 0))
             if run.returncode: fails(name, run)
-            turns.setdefault(name, []).append(json.loads(run.stdout.splitlines()[-1]))
-    print('\r' + ' ' * 70 + '\r', end='', file=sys.stderr)
+            turns.setdefault(name, []).append(own := json.loads(run.stdout.splitlines()[-1]))
+            print(f'\rround {r + 1}/{args.rounds}: {name:24} {statistics.median(own["seconds"]):.3f} s a step, {own["peak"] / 1e9:.1f} GB', file=sys.stderr)  # so that a run that is cut off has said what it knew
     rows = []
     for name, own in turns.items():
         seconds = [statistics.median(t['seconds']) for t in own]
