@@ -185,6 +185,7 @@ def test_the_site_can_be_made_up_to_quarto(copy):
     (copy/'make.py').write_text(code)
     out = subprocess.run([sys.executable, 'make.py'], cwd=copy, capture_output=True, text=True, timeout=900)
     assert out.returncode == 0, out.stderr.rpartition('Exception: ')[2] or out.stderr
+    assert 'imports and other code' not in out.stderr, out.stderr
     made = {p.relative_to(copy/'_proc').as_posix() for p in (copy/'_proc').rglob('*.ipynb')}
     assert made == {name_of(p) for p in NOTEBOOKS}
 
