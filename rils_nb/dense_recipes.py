@@ -23,7 +23,7 @@ from .recipes import shapes
 def shapes_detect():
     """Detection of the eight shapes on scenes of 64 px, with boxes and outlines, from the default run, two CPU cores, minutes: train that first.
     From random weights: `rils-train shapes_detect --init ''`"""
-    return replace(shapes(), method='detect', init='runs/shapes', data='scenes:size=64', eval_data='scenes:split=val,size=64', image_size=64, batch=16, steps=1000, lr=1e-3,
+    return replace(shapes(), method='detect', init='runs/shapes', data='scenes:size=64', eval_data='scenes:split=val,size=64', image_size=64, batch=16, steps=500, lr=1e-3,
                    weight_decay=0.05, beta2=0.999, eps=1e-8, tasks='detection', eval_samples=500, clip_grad=1.0,
                    opts='window=0,pyramid=2:1,width=64,convs=1,fc=128,anchor=4,anchors=64,proposals=50,regions=32,jitter=0.7:1.4,layer_decay=0.75,drop_path=0')
 
