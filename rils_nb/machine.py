@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/machine.html.md"""
 __all__ = ['has_bf16', 'fresh_accelerator', 'prepare_fsdp', 'start']
 
 # %% ../nbs/30_machine.ipynb #6c910ef6
-import importlib.util
+import importlib.util, os
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DDPCommunicationHookType, DistributedType
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
-from .core import UserError
+from .core import UserError, notice
 from .processes import tune_cpu, world
 
 # %% ../nbs/30_machine.ipynb #d8070a9c
@@ -78,6 +78,12 @@ def _check_launch(acc, config, n):  # n processes were started
         raise UserError('gradient_accumulation_steps would split the batch that images and texts are compared in: '
                         'set it to 1 and use --accum, which does not')
 
+# %% ../nbs/30_machine.ipynb #0d3ff84a
+def _idle_cores(n):  # n processes were started -> str, '' where none are idle
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if torch.get_num_threads() > 1 or cores < 2 * n or 'ACCELERATE_MIXED_PRECISION' not in os.environ: return ''  # which `accelerate launch` sets
+    return f'accelerate launch gives a process 1 thread, and {cores} cores are there: `OMP_NUM_THREADS={cores // n} accelerate launch ...` uses them'
+
 # %% ../nbs/30_machine.ipynb #09645b15
 def start(config):  # -> Accelerator
     "The processes and devices of a run; raises `UserError` if they are not what the config asks for."
@@ -88,4 +94,5 @@ def start(config):  # -> Accelerator
     acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=config.out,
                       kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(hours=1))])  # what one process does alone, reading an index or drawing pictures, may keep the others waiting
     _check_launch(acc, config, world()[1])
+    if acc.device.type == 'cpu' and (idle := _idle_cores(world()[1])): notice(idle)
     return acc
