@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/commands.html.md"""
 
 # %% auto #0
 __all__ = ['DATA', 'FLAGS', 'train', 'data_parser', 'data', 'task_options', 'eval_parser', 'parse_eval', 'report_parser',
-           'evaluate', 'export']
+           'evaluate', 'export_parser', 'export']
 
 # %% ../nbs/50_commands.ipynb #eb134b8c
 import argparse, ast, importlib.util, re, sys
@@ -140,13 +140,17 @@ def evaluate():
     run(asked, own)
 
 # %% ../nbs/50_commands.ipynb #ab9cbd6f
-@command
-def export():
-    "The command `rils-export`."
+def export_parser():  # -> argparse.ArgumentParser
+    "The parser of `rils-export`."
     p = _Parser(prog='rils-export', allow_abbrev=False, description='Export a trained encoder to open_clip or timm, without changing a weight.')
     p.add_argument('run', help='run or checkpoint folder, wise:START,TUNED,ALPHA, or a .safetensors file with the names of the released RILS')
     p.add_argument('--to', required=True, help='open_clip (both towers) or timm (the image encoder)')
     p.add_argument('--out', required=True, help='folder to write; it must not exist')
-    a = p.parse_args()
+    return p
+
+@command
+def export():
+    "The command `rils-export`."
+    a = export_parser().parse_args()
     from rils_nb import exports
     print(f'written to {a.out}; open it with\n{exports.export(a.run, a.to, a.out)}')

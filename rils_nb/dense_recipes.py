@@ -33,15 +33,17 @@ COCO_STEPS = 25 * 118_287 / 16  # of Table A7
 @register_recipe
 def detect():
     """Detection and instance segmentation with ViT-B/16 at 1,024 px, 25 epochs of batch 16 (Table A7): give --init and --data.
-    COCO, boxes: RILS 48.5, MAE 48.1, CLIP 47.7 (paper, Table 2). `rils-train detect --init runs/rils_b16_l20m --data coco:coco/annotations/instances_train2017.json,images=coco/train2017`"""
+    COCO, boxes: RILS 48.5, MAE 48.1, CLIP 47.7 (paper, Table 2). `rils-train detect --init RUN --data coco:FILE.json,images=FOLDER --eval_data coco:FILE.json,images=FOLDER`"""
     return Config(method='detect', size='ViT-B-16', image_size=1024, data='coco:coco/annotations/instances_train2017.json,images=coco/train2017,empty=false', flip=True, workers=8,
                   batch=16, epochs=25.0, steps=0, lr=1e-4, min_lr=0.0, warmup=250 / COCO_STEPS, weight_decay=0.1, beta1=0.9, beta2=0.999, eps=1e-8, tasks='detection',
-                  eval_data='coco:coco/annotations/instances_val2017.json,images=coco/val2017', eval_samples=0, save_every=1000, log_every=100)
+                  eval_data='', eval_samples=0, save_every=1000, log_every=100)
+
+def _coco(init): return dict(init=init, eval_data='coco:coco/annotations/instances_val2017.json,images=coco/val2017')
 
 @register_recipe
 def detect_rils_b16():
     "RILS of `rils_b16_l20m`, COCO, 25 epochs: 48.5 for boxes, 42.6 for masks (paper, Tables 2 and A7)."
-    return replace(detect(), init='runs/rils_b16_l20m')
+    return replace(detect(), **_coco('runs/rils_b16_l20m'))
 
 @register_recipe
 def detect_rils_b16_lvis():
@@ -71,7 +73,7 @@ def detect_rils_b16_low_shot():
 def detect_milan_b16():
     """MILAN, ViT-B/16, COCO, 12 epochs, the rate falls to a tenth after 8 and 11: 52.6 for boxes, 45.5 for masks (paper, Tables 3 and A.1).
     The paper's pyramid is that of MAE's detection; jitter and warm-up, of which it says nothing, are those of Table A7."""
-    return replace(detect(), init='runs/milan_b16_in1k', epochs=12.0, lr=2e-4, schedule='steps', opts='layer_decay=0.75')
+    return replace(detect(), **_coco('runs/milan_b16_in1k'), epochs=12.0, lr=2e-4, schedule='steps', opts='layer_decay=0.75')
 
 @register_recipe
 def detect_milan_l16():
@@ -82,13 +84,13 @@ def detect_milan_l16():
 def detect_maskclip_b16():
     """MaskCLIP, ViT-B/16, COCO, 12 epochs at one scale, the rate falls to a tenth after 8 and 11 (supplement, section B).
     There the shorter side had 800 pixels and at most 1,333 the longer one, here the longer one has 1,024."""
-    return replace(detect(), init='runs/maskclip_b16_yfcc15m', epochs=12.0, weight_decay=0.05, schedule='steps', opts='layer_decay=0.75,jitter=1:1')
+    return replace(detect(), **_coco('runs/maskclip_b16_yfcc15m'), epochs=12.0, weight_decay=0.05, schedule='steps', opts='layer_decay=0.75,jitter=1:1')
 
 # %% ../nbs/53_dense.ipynb #e8c3c4c5
 @register_recipe
 def detect_revcolv2_b():
     "RevColV2-B with Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
-    return replace(detect(), init='runs/revcolv2_b_in1k', size='RevColV2-B', batch=32, epochs=50.0, checkpointing=True,
+    return replace(detect(), **_coco('runs/revcolv2_b_in1k'), size='RevColV2-B', batch=32, epochs=50.0, checkpointing=True,
                    opts='window=0,relative=false,layer_decay=0.9,drop_path=0.2')
 
 @register_recipe

@@ -1,5 +1,5 @@
 """What no notebook can hold about itself: the export, the order of the modules, the pages, the metadata, the state of the files."""
-import ast, configparser, importlib.metadata, inspect, json, os, re, shutil, subprocess, sys, tomllib
+import ast, configparser, importlib.metadata, inspect, json, os, re, shlex, shutil, subprocess, sys, tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -166,6 +166,39 @@ def test_readme_commands_are_those_that_ci_runs():
     install = re.search(r"pip install -e '\S+'", readme)
     assert install and install[0] in ci and install[0] in (ROOT/'.github'/'workflows'/'test.yml').read_text(encoding='utf-8')
     assert re.search(r'^pytest$', readme, flags=re.M) and re.search(r'^pytest "\$@"$', ci, flags=re.M)
+
+def written_commands():
+    "The commands in prose, docstrings and benchmarks, as lists of words; those with gaps (`...`, `[RECIPE]`) are left out."
+    texts = [(name_of(p), c.source) for p in NOTEBOOKS for c in read_nb(p).cells] + [(p.name, p.read_text(encoding='utf-8')) for p in (ROOT/'benchmarks').glob('*.py')]
+    command = r'(?:^ *|`|&& )((?:accelerate launch [^`\n]*-m rils_nb\.train|rils-(?:train|data|eval|export)) [^`\n]*)'
+    for where, text in texts:
+        for line in re.findall(command, re.sub(r'\\\n\s*', ' ', text), flags=re.M):
+            for part in re.sub(r'\s+#.*', '', line).split('&&'):
+                words = shlex.split(re.sub(r'\b[SN]\b(?= |$)', '2', part))
+                if words[0] == 'accelerate': words[:words.index('rils_nb.train') + 1] = ['rils-train']
+                if not re.search(r'\.\.\.|\[|METHOD|--help', part) and (words[0] == 'rils-train' or len(words) > 3): yield where, words
+
+def test_written_commands_can_be_typed(tmp_path, monkeypatch):
+    "Each command that a page shows: its arguments are understood, its options are the method's, and weights of open_clip are given an encoder that they fit."
+    from rils_nb import commands, config, methods
+    from rils_nb.core import UserError
+    methods.import_methods()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'runs'/'shapes').mkdir(parents=True)
+    (tmp_path/'runs'/'shapes'/'config.json').write_text(config.to_json(config.recipe()))
+    wrong, found = [], list(written_commands())
+    for where, (command, *argv) in found:
+        try:
+            if command == 'rils-train':
+                c = config.parse(argv)
+                if c.method in methods.METHODS: config.parse_opts(c.opts, methods.options(methods.METHODS[c.method]))  # or it is a page's own
+                if ('-clip' in c.size or '-quickgelu' in c.size) != c.init.startswith('open_clip:'): raise UserError(f'--size {c.size} --init {c.init}')
+            elif command == 'rils-data': commands.data_parser().parse_args(argv)
+            elif command == 'rils-export': commands.export_parser().parse_args(argv)
+            elif argv[0] == 'report': commands.report_parser().parse_args(argv[1:])
+            elif not argv[0].startswith('-'): commands.parse_eval(argv)
+        except UserError as e: wrong.append(f'{where}: {command} {shlex.join(argv)}: {e}')
+    assert len(found) > 100 and not wrong, '\n'.join(wrong)
 
 def test_the_first_cell_is_title_and_why():
     "The site makes its head from this cell and shows nothing else of it: a paragraph there would be lost."
