@@ -114,8 +114,8 @@ def sort_out(
 ):  # -> dict: name -> tensor to load; list of what was resized; dict: part -> why it is left out
     "What of a start fits a method; raises `UserError` where its image encoder does not, or nothing does."
     (theirs, resized), mine, fits = tensors_of(source, method.visual.trunk), method.state_dict(), {}
-    drawn = {k for k in mine.keys() ^ theirs.keys() if k.startswith(method.fresh)}   # what only one of the two has, and the method can do without
-    out = {k.rpartition('.')[0]: 'random, the start has none' if k in mine else 'the method has none' for k in sorted(drawn)}
+    drawn = {k: b for k in mine.keys() ^ theirs.keys() for b in method.fresh if k.startswith(b)}   # what only one of the two has, and the method can do without
+    out = {drawn[k].rstrip('.'): 'random, the start has none' if k in mine else 'the method has none' for k in sorted(drawn, key=lambda k: (k in mine, k))}
     whole, (theirs, mine) = theirs, ({k: v for k, v in tensors.items() if k not in drawn} for tensors in (theirs, mine))
     for part in dict.fromkeys([*PARTS, *map(part_of, [*mine, *theirs])]):
         a, b = ({k: v for k, v in tensors.items() if part_of(k) == part} for tensors in (theirs, mine))
@@ -150,9 +150,9 @@ def start_from(
     method.load_state_dict(fits, strict=False)
     for m in method.modules():
         if isinstance(m, Momentum): m.restart()                                      # teachers of its own begin as what was loaded
-    say = lambda items: ', '.join(items) or 'nothing'
-    return [f'started from {start}: {say(PARTS.get(p, p) for p in dict.fromkeys(map(part_of, fits)))}', f'resized: {say(resized)}',
-            f'left out: {say(f"{PARTS.get(p, p)} ({why})" for p, why in out.items())}']
+    say, name = lambda items: ', '.join(items) or 'nothing', lambda part: PARTS.get(part, part)
+    left = [f'{say(name(p) for p, w in out.items() if w == why)} ({why})' for why in dict.fromkeys(out.values())]
+    return [f'started from {start}: {say(dict.fromkeys(name(part_of(k)) for k in fits))}', f'resized: {say(resized)}', f'left out: {say(left)}']
 
 # %% ../nbs/28_starts.ipynb #7d4b41b0
 def fingerprint(model):  # -> str of 16 hexadecimal digits
