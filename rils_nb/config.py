@@ -34,7 +34,7 @@ class Config:
     caption_key:str='caption' # manifest column or JSON field with captions
     label_key:str='label'     # manifest column with names of classes, where there is one
     crop:float=1.0            # smallest share of the image's area that a random crop keeps; 1 = resize, no crop
-    flip:bool=False           # mirror half of the images (never where captions say left and right)
+    flip:bool=False           # mirror half of the images; not for captions that say left or right
     workers:int=0             # data loading processes for each training process
     max_bad:float=0.05        # share of damaged samples at which the run ends
     # optimisation
@@ -67,7 +67,7 @@ class Config:
     keep:int=2                # newest checkpoints that are kept
     best:str=''               # also keep the checkpoint that is best by this result, as task/name, e.g. retrieval/i2t_r1
     eval_every:int=0          # steps between evaluations; 0 = only at the end
-    tasks:str='auto'          # evaluations, by name; auto = all that model and data allow, empty = none
+    tasks:str='auto'          # evaluations, by name; auto = all that fit, but those that run by name only; empty = none
     eval_data:str='scenes:split=val' # data of the evaluations
     eval_samples:int=2000     # at most so many samples are evaluated; 0 = all
     track:str=''              # experiment trackers: tensorboard, wandb

@@ -140,7 +140,7 @@ def run_tasks(
     model,   # Method or Library
     config,  # Config: eval_samples, batch and workers bound the work
     source,  # any reader
-    tasks=None,  # list of names, 'a,b', or None: all that fit
+    tasks=None,  # list of names, 'a,b', or None: all that fit, but those that run only by name
     **kwargs,    # options of the tasks
 ):  # -> dict: 'task/metric' -> value
     "Run evaluations on one model; all is checked before the first begins."
@@ -260,7 +260,7 @@ def evaluate_command(
 def evaluate(
     model,      # a model, or what `load` takes: a run folder, open_clip:NAME/TAG, timm:NAME/pretrained
     data='',    # a source, or what `open_source` takes; empty: the evaluation data of the run, or scenes:split=val
-    tasks=None, # list of names, or 'a,b'; None: all that fit
+    tasks=None, # list of names, or 'a,b'; None: all that fit, but those that run only by name
     *,
     n=2000,     # at most so many samples; 0 = all
     batch=256,  # images encoded at a time

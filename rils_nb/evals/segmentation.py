@@ -278,7 +278,7 @@ def zeroshot_segmentation(
     class_names='',  # text file with class names, one to a line; empty = those of the data
     templates='',    # text file with prompt templates, one to a line; empty = those of the data or of the task
     shifts=4,            # looks at each window per direction, for maps finer than the patches; 1 = as coarse as they are
-    side=0,              # shorter side of the images in pixels; 0 = as it is, between the model's own and 16/7 of it
+    side=0,              # shorter side of images in pixels; 0 = zeroshot_segmentation: as it is, between the model's own and 16/7 of it; semantic_segmentation: the model's own, -1 = as it is
     background_words='', # words for the background, as sky|wall|ground; empty = those of the data, if it has any
     background_below=0., # in place of words: a pixel is background where no class is likelier than this; 0 = off
     per_class=False,     # the IoU of each class as well

@@ -112,7 +112,7 @@ def semantic_segmentation(
     config,  # Config: eval_samples, batch and workers bound the work
     source,  # any reader with label maps
     *,
-    side=0,     # shorter side to which images are resized; 0 = the model's image size, -1 = not resized
+    side=0,     # shorter side of images in pixels; 0 = zeroshot_segmentation: as it is, between the model's own and 16/7 of it; semantic_segmentation: the model's own, -1 = as it is
     stride=0,   # pixels from one window to the next; 0 = two thirds of a window, whose side is the model's image size
     whole=False, # the image at once, in place of windows
 ):  # -> dict

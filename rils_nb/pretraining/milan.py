@@ -23,7 +23,8 @@ from ..model import SIZES, attention_to_patches, overheard
 # %% ../../nbs/pretraining/61_milan.ipynb #f591f4d9
 def reads_class_token(model):  # Method or Library -> bool
     "Whether a model's image feature is its class token."
-    image = getattr(getattr(model, 'net', None), 'visual', getattr(model, 'net', None))  # own runs take the mean
+    net = getattr(model, 'net', model)
+    image = getattr(net, 'visual', net)
     trunk = getattr(image, 'trunk', image)
     return getattr(trunk, 'global_pool', getattr(trunk, 'pool_type', '')) in ('token', 'tok')
 
