@@ -85,7 +85,7 @@ def task_options():  # -> dict: option -> (default, help)
     return found
 
 # %% ../nbs/50_commands.ipynb #5dc733e2
-FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit, but low_shot and zeroshot_segmentation, which run by name only',
+FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit, but those that run by name only',
              suite='data sets of a paper in place of one: zeroshot21, robustness, or names of sets as food101,pets', root='folder that holds the data sets of --suite',
              data='data of the evaluation; without: that of the run, or scenes:split=val',
              n='at most so many samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
