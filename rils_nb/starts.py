@@ -17,7 +17,7 @@ import timm
 import torch
 from open_clip.model import convert_to_custom_text_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
-from .core import UserError
+from .core import UserError, asked_by
 from .libraries import load_model
 from .methods import Momentum
 from .model import SIZES
@@ -144,7 +144,7 @@ def start_from(
     start,  # run, checkpoint or exported folder, open_clip:NAME/TAG, or timm:NAME/pretrained
 ):  # -> list of three lines
     "Load into a method what fits of another model, and say so; raises `UserError` where its image encoder does not fit."
-    source = load_model(spec_of(start))
+    with asked_by('--init'): source = load_model(spec_of(start))
     try: fits, resized, out = sort_out(method, source)
     except UserError as e: raise UserError(f'--init {start} cannot start a `{method.config.method}` of --size {method.config.size}: {e}')
     method.load_state_dict(fits, strict=False)
@@ -167,6 +167,6 @@ def find_teacher(
 ):  # -> str: the teacher's name and hash; empty where the method asks none
     "Open the teacher that a method asks and hand it over."
     if not method.asks: return ''
-    teacher = load_model(spec_of(method.asks)).requires_grad_(False).to(device)
+    with asked_by('--opts teacher'): teacher = load_model(spec_of(method.asks)).requires_grad_(False).to(device)
     method.meet(teacher)
     return f'{method.asks} {fingerprint(teacher)}'

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from . import harness, pictures
-from .core import UserError, command, nearest, notice, only_one, read_jsonl, write_text, writing
+from .core import UserError, asked_by, command, nearest, notice, only_one, read_jsonl, write_text, writing
 from .config import from_json, parse, to_json
 from .processes import all_sum, by_itself, dividing, gathered, in_words, of_main, same_everywhere, together, world
 from .readers import open_source
@@ -250,11 +250,11 @@ def fit(config):  # -> 0, or the number of the signal that stopped the run
     if not config.out: config = dataclasses.replace(config, out=f'runs/{config.method}')
     acc = start(config)
     with in_words(), together(acc):  # everybody has looked before anybody writes
-        source = open_source(config.data, config.image_key, config.caption_key, config.label_key)
+        with asked_by('--data'): source = open_source(config.data, config.image_key, config.caption_key, config.label_key)
         check_whole(source, config)
         config = completed(config, source)
         resume_from = claim(config)
-        eval_source = open_source(config.eval_data, config.image_key, config.caption_key, config.label_key) if config.eval_data else None
+        with asked_by('--eval_data'): eval_source = open_source(config.eval_data, config.image_key, config.caption_key, config.label_key) if config.eval_data else None
         method = make(config)
         method.meet_data(source)
         told = start_from(method, config.init) if config.init and not resume_from else []

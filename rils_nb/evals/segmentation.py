@@ -257,15 +257,17 @@ def segmentation_picture(
     n=5,       # images
     shifts=4,  # of the finer map
 ):  # -> figure
-    "Images, their true label maps, and those found in each way; pixels that do not count are white."
-    liked, first, ground = shows_much(source), int(grounded(source)), segmenter.ground
+    "Images, their true label maps, those found in each way where objects are, and one that had to find the background too; what is not asked is white."
+    liked, first = shows_much(source), int(grounded(source))
     found = _readable(source, sorted(subset(len(source), 400), key=lambda i: not liked(i))[:4 * n])[:n]
     if not found: raise UserError('no sample with a label map could be read: there is nothing to draw')
-    images, truth = [x for _, x, _ in found], [torch.where(t == 0, IGNORED, t) if first and not ground else t for _, _, t in found]
-    rows = dict(true=truth)
+    images, truth = [x for _, x, _ in found], [t for *_, t in found]
+    rows, wholes = dict(true=truth), []
     for end, local, k in _looks(segmenter.model, shifts)[:3]:
-        maps = label_maps(segmenter, images, local, k)
-        rows[' '.join(end.split('_')).strip() or 'found'] = [whole if ground else torch.where(t == IGNORED, t, best + first) for t, (best, whole) in zip(truth, maps)]
+        best, whole = zip(*label_maps(segmenter, images, local, k))
+        rows[' '.join(end.split('_')).strip() or 'found'] = [torch.where((t == IGNORED) | (t < first), IGNORED, b + first) for t, b in zip(truth, best)]
+        wholes.append(whole)
+    if segmenter.ground: rows['with background'] = wholes[0]
     return show_segmentation(images, rows, source.semantic_names, f'What each pixel shows, by the words of {segmenter.n} classes')
 
 # %% ../../nbs/evals/37_segmentation.ipynb #f0005d41
