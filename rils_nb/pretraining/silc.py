@@ -8,6 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/pretraining/silc.html.md"""
 __all__ = ['local_side', 'patches_of', 'PrototypeHead', 'sharpened', 'cross_entropy', 'crops', 'SILC', 'TIPS']
 
 # %% ../../nbs/pretraining/63_silc.ipynb #6d6caa41
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -20,7 +21,6 @@ from ..loader import augmented, image_view
 from ..losses import exact
 from ..masking import take
 from ..methods import METHODS, Momentum
-from ..model import positions
 from ..processes import all_sum, world
 from ..rils import CLIP
 
@@ -34,12 +34,14 @@ def local_side(
 
 def patches_of(
     visual, # ImageEncoder
-    image,  # (B,3,h,h) of any side that is a multiple of the patch
-    pos,    # (1,1+n,D) positions of its grid
+    image,  # (B,3,h,h), a side that is a multiple of the patch and at most the encoder's own
 ):  # -> (B,n,D)
-    "Patch embeddings of a picture whose size is not the encoder's own."
-    embed = visual.trunk.patch_embed
-    return embed.norm(embed.proj(visual.normalise(image)).flatten(2).transpose(1, 2)) + pos[:, 1:]
+    "Patch embeddings of a picture in a corner of the encoder's grid."
+    trunk, pos = visual.trunk, visual.trunk.pos_embed[:, 1:]
+    x = trunk.patch_embed.proj(visual.normalise(image))                                  # (B,D,k,k)
+    (k, _), side = x.shape[2:], math.isqrt(pos.shape[1])
+    corner = pos.unflatten(1, (side, side))[:, :k, :k].flatten(1, 2)                     # (1,n,D)
+    return trunk.patch_embed.norm(x.flatten(2).transpose(1, 2)) + corner
 
 # %% ../../nbs/pretraining/63_silc.ipynb #8d94b306
 class PrototypeHead(nn.Module):
@@ -122,7 +124,7 @@ class SILC(CLIP):
         super().__init__(config, **more)
         p = self.patch_size
         size = local_size or local_side(self.image_size, p)
-        _require(size > 0 and size % p == 0, f'local_size must be a multiple of the patch side {p}, given {local_size}')
+        _require(0 < size <= self.image_size and size % p == 0, f'local_size must be a multiple of the patch side {p} and at most {self.image_size}, given {local_size}')
         _require(min(global_views, local_views) >= 1, f'global_views and local_views must be 1 or more, given {global_views} and {local_views}')
         _require(0 < global_smallest <= 1, f'global_smallest must be above 0 and at most 1, given {global_smallest}')
         _require(0 < local_smallest <= local_largest <= 1, f'local views need 0 < local_smallest <= local_largest <= 1, given {local_smallest} and {local_largest}')
@@ -138,7 +140,6 @@ class SILC(CLIP):
         self.heads = nn.ModuleDict({k: PrototypeHead(embed, head_hidden, head_dim, prototypes) for k in self.terms})
         self.momentum = Momentum(self.followed())
         self.register_buffer('centre', torch.zeros(len(self.terms), prototypes))
-        self.register_buffer('local_pos', positions(size // p, self.visual.width), persistent=False)
 
     def followed(self):  # -> module
         "What the teacher is an average of."
@@ -147,26 +148,27 @@ class SILC(CLIP):
 # %% ../../nbs/pretraining/63_silc.ipynb #53f75203
 @patch
 @torch.no_grad()
-def taught(self:SILC, image, x):  # (R,3,S,S) uint8, (R,N,D) the encoder's own features of the patches -> (R,N,E)
-    "The teacher's projected features of the patches."
-    if self.head_only: return self.visual.project(x)
-    v = self.momentum.copy['visual']
-    return v.project(v.encode(v.patches(image))[:, 1:])
+def taught(self:SILC, image, full):  # (R,3,S,S) uint8, (R,1+N,D) the encoder's own features -> (R,E), (R,N,E)
+    "The teacher's embedding of each picture, and its projected features of the patches."
+    v = self.visual if self.head_only else self.momentum.copy['visual']
+    x = full if self.head_only else v.encode(v.patches(image))
+    f = v.project(x[:, 1:])
+    return f.mean(1) if v.trunk.global_pool == 'avg' else v.project(v.pool(x)), f        # theta is linear: the mean may be taken before it or after
 
 @patch
-def of_views(self:SILC, f, local):  # (B,V,E) the teacher's embeddings of global views, (B,n,3,h,h) uint8 -> (B,), (K,)
+def of_views(self:SILC, z, local):  # (B,V,E) the teacher's embeddings of global views, (B,n,3,h,h) uint8 -> (B,), (K,)
     "The loss of each picture's local views; the sum over pictures of the teacher's mean logits."
     v, n = self.visual, local.shape[1]
-    x = v.encode(patches_of(v, local.flatten(0, 1), self.local_pos))[:, 1:].mean(1)
+    x = v.pool(v.encode(patches_of(v, local.flatten(0, 1))))
     s = self.heads['views'](v.project(x).unflatten(0, (-1, n)))                          # (B,n,K)
-    t = self.momentum.copy['heads']['views'](f)                                          # (B,V,K)
+    t = self.momentum.copy['heads']['views'](z)                                          # (B,V,K)
     p = sharpened(t, self.centre[0], self.tau_teacher).mean(1, keepdim=True)             # one target for all local views
     return cross_entropy(s, p, self.tau_student).mean(1), t.mean(1).sum(0)
 
 @patch
-def distil(self:SILC, f, local, patches, keys):  # (B,V,N,E) the teacher's features, (B,n,3,h,h), (B,V,N,D) embedded patches, (B,) -> [(loss (B,), sum of logits (K,))]
+def distil(self:SILC, z, f, local, patches, keys):  # (B,V,E), (B,V,N,E) the teacher's, (B,n,3,h,h), (B,V,N,D) embedded patches, (B,) -> [(loss (B,), sum of logits (K,))]
     "All terms of self-distillation."
-    return [self.of_views(f.mean(2), local)]
+    return [self.of_views(z, local)]
 
 @patch
 def towers(self:SILC, whole, local, tokens, keys, words=None):  # (B,V,3,S,S), (B,n,3,h,h) uint8, (B,L), (B,) -> (B,V,E), (B,E), (B,T), (1,T,K)
@@ -174,7 +176,7 @@ def towers(self:SILC, whole, local, tokens, keys, words=None):  # (B,V,3,S,S), (
     v, split, image = self.visual, partial(torch.unflatten, dim=0, sizes=whole.shape[:2]), whole.flatten(0, 1)
     patches = v.patches(image)
     full = v.encode(patches)                                                             # (B*V,1+N,D)
-    losses, seen = zip(*self.distil(split(self.taught(image, full[:, 1:])), local, split(patches), keys))
+    losses, seen = zip(*self.distil(*map(split, self.taught(image, full)), local, split(patches), keys))
     return split(v.project(v.pool(full))), self.text(tokens, words), torch.stack(losses, 1), torch.stack(seen)[None]
 
 # %% ../../nbs/pretraining/63_silc.ipynb #42174f96
@@ -213,7 +215,7 @@ class TIPS(SILC):
         self.weights, self.visible_patches = (*self.weights, patch_weight), visible_patches
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.visual.width))
 
-    def distil(self, f, local, patches, keys): return [*super().distil(f, local, patches, keys), self.of_patches(f, patches, keys)]
+    def distil(self, z, f, local, patches, keys): return [*super().distil(z, f, local, patches, keys), self.of_patches(f, patches, keys)]
 
 # %% ../../nbs/pretraining/63_silc.ipynb #2fa8976b
 @patch
