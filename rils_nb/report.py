@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from .config import FREE, all_recipes
+from .config import FREE, all_recipes, lower_is_better
 from .core import UserError, notice, write_text
 
 # %% ../nbs/42_report.ipynb #f86d481f
@@ -125,7 +125,7 @@ def _cell(metrics, figure):  # list of dicts, one for each run
 
 def _mark(row):  # the best of several; of what ends in _nats, a divergence, the least
     if len(row.cells) < 2: return
-    best = (min if row.figure.partition(' ')[0].endswith('_nats') else max)(c.value for c in row.cells.values())
+    best = (min if lower_is_better(row.figure.partition(' ')[0]) else max)(c.value for c in row.cells.values())
     for c in row.cells.values(): c.best = c.value == best
 
 # %% ../nbs/42_report.ipynb #8f804b12
