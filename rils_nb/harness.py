@@ -159,11 +159,12 @@ def record(
     data,     # str: where the data came from
     results,  # dict as `run_tasks` gives it
     step=None,    # of the checkpoint
+    columns={},   # those of a table that were read, where they are not the usual ones
     **kwargs,     # options of the tasks, where they were given; the others are written as they are by default
 ):
     "Append one line for each task."
     config, known = getattr(model, 'config', None), {t: options(f) for t, f in EVALS.items()}
-    named = dict(protocol=PROTOCOL, model=model if isinstance(model, str) else getattr(model, 'spec', name_of(model)), step=step, data=data)
+    named = dict(protocol=PROTOCOL, model=model if isinstance(model, str) else getattr(model, 'spec', name_of(model)), step=step, data=data, columns=columns)
     for t in dict.fromkeys(k.partition('/')[0] for k in results):
         metrics = {k.partition('/')[2]: v for k, v in results.items() if k.startswith(f'{t}/')}
         own = known.get(t, kwargs) | {k: v for k, v in kwargs.items() if k in known.get(t, kwargs)}
@@ -253,7 +254,7 @@ def evaluate_command(
         print(table(results))
         step, path = where(a['model'])
         path = a.get('out') or path
-        if path and world()[0] == 0: record(path, model, data, results, step, **own)
+        if path and world()[0] == 0: record(path, model, data, results, step, getattr(source, 'columns', {}), **own)
     return results
 
 # %% ../nbs/19_harness.ipynb #b887c0cb
@@ -266,6 +267,9 @@ def evaluate(
     batch=256,  # images encoded at a time
     workers=0,  # processes that read images
     device='',  # cpu, cuda, ...; empty: where the model is, or cuda if there is one
+    image_key='',   # columns of a table; empty: those that the run was trained with
+    caption_key='', # as above
+    label_key='',   # as above
     **kwargs,   # options of the tasks
 ):  # -> dict: 'task/figure' -> value; `table` shows it
     "Evaluate a model on data."
@@ -276,6 +280,7 @@ def evaluate(
     if isinstance(model, (str, Path)): model = on_device(load_model(model), device)
     elif device: model = on_device(model, device)
     spec = data if isinstance(data, str) else ''
-    config = bounds(model, dict(n=n, batch=batch, workers=workers) | (dict(data=spec) if data != '' else {}))
-    source = open_source(spec or config.eval_data or 'scenes:split=val') if isinstance(data, str) else data
+    keys = {k: v for k, v in dict(image_key=image_key, caption_key=caption_key, label_key=label_key).items() if v}
+    config = bounds(model, dict(n=n, batch=batch, workers=workers) | keys | (dict(data=spec) if data != '' else {}))
+    source = open_source(spec or config.eval_data or 'scenes:split=val', config.image_key, config.caption_key, config.label_key) if isinstance(data, str) else data
     return run_tasks(model, config, source, tasks, **kwargs)

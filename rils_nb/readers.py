@@ -30,6 +30,7 @@ class Source:
     classes = None  # names of the labels, where there are labels
     semantic_names = object_names = None  # of the classes of pixels and of objects, where annotations have them
     bad = ()        # (kind, where) of samples that are known to be incomplete and are not counted in the length
+    columns = {}    # image_key, caption_key and label_key of a table, where they are not the usual ones
     @property
     def sizes(self): return [len(self)]
     def raw(self, i):
@@ -76,6 +77,7 @@ class Manifest(Source):
         finally: csv.field_size_limit(csv_limit)
         if not head: raise UserError(f'`{path}` has no rows')
         self._check_columns(head, image_key, caption_key, label_key)
+        self.columns = {k: v for k, v in dict(image_key=image_key, caption_key=caption_key, label_key=label_key).items() if v != k.removesuffix('_key')}
         names = sorted(labels - {None})
         if any('\ud800' <= c <= '\udfff' for n in names for c in n): raise UserError(f'labels of `{path}` are not UTF-8: save it as CSV UTF-8')
         self.classes, self.label = names or None, {n: i for i, n in enumerate(names)}

@@ -42,8 +42,12 @@ def read_results(path):  # run folder, or a results.jsonl -> list of dicts
 def _fields(config, *but):  # what tells trained models from each other, as a string
     return json.dumps({k: v for k, v in (config or {}).items() if k not in FREE.union(but)}, sort_keys=True)
 
+def _model(line):  # of a run its method, whether the trainer wrote the line or `rils-eval`, which says where the run is
+    config, model = line['config'] or {}, line['model']
+    return config['method'] if config.get('out') and ':' not in model and Path(model).name == Path(config['out']).name else model
+
 def _run(line):  # equal for the results of one run, though it was made longer or went on with more workers
-    return line['model'], (line['config'] or {}).get('out'), _fields(line['config'], 'steps', 'epochs')
+    return _model(line), (line['config'] or {}).get('out'), _fields(line['config'], 'steps', 'epochs')
 
 def newest(lines):  # list of dicts of `read_results` -> list of dicts
     "For each run the results of its newest step."
@@ -54,10 +58,11 @@ def newest(lines):  # list of dicts of `read_results` -> list of dicts
 # %% ../nbs/42_report.ipynb #98f5b17b
 def protocol_of(line):  # -> dict: what -> value
     "Under what conditions the figures of a line came about."
-    options = dict(line['options'])
-    if options.get('train_data') == '' and line['config']: options['train_data'] = f'that of the run, {line["config"].get("data")}'
-    counts = {k: v for k, v in line['metrics'].items() if isinstance(v, int) and (k in ('n', 'classes') or k.startswith('n_'))}
-    return dict(version=line['protocol']) | options | counts
+    options, metrics = dict(line['options']), line['metrics']
+    if metrics.get('from_half'): options['train_data'] = 'half of the evaluation data'
+    elif options.get('train_data') == '' and line['config']: options['train_data'] = f'that of the run, {line["config"].get("data")}'
+    counts = {k: v for k, v in metrics.items() if isinstance(v, int) and (k in ('n', 'classes') or k.startswith('n_'))}
+    return dict(version=line['protocol']) | line.get('columns', {}) | options | counts
 
 # %% ../nbs/42_report.ipynb #dac31179
 def _brief(v): return textwrap.shorten(str(v), 60, placeholder=' ...') if v != '' else 'none'  # an option may be a list of 80 prompts
@@ -82,15 +87,14 @@ def _name(line):  # a short one: of the run folder, or of a library's model
 
 # %% ../nbs/42_report.ipynb #073e2dc6
 def _column(line):  # equal for runs that differ in nothing but the seed
-    return line['model'], line.get('step'), _fields(line['config'], 'seed')
+    return _model(line), line.get('step'), _fields(line['config'], 'seed')
 
 def recipe_of(config):  # dict of the fields of a `Config` -> name, or ''
-    "The recipe that a run followed, whatever its seed and wherever its data lay."
-    free = FREE | {'seed', 'data', 'image_key', 'caption_key', 'label_key', 'precision', 'init'}
-    for name, made in all_recipes().items():
-        fields = vars(made())
-        if all(config.get(k) == v for k, v in fields.items() if k not in free): return name
-    return ''
+    "The recipe that a run followed, whatever its seed and wherever its data and its start lay."
+    free, own = FREE | {'seed', 'data', 'image_key', 'caption_key', 'label_key', 'precision', 'init'}, Path(config.get('out') or '').name
+    begins = lambda name, init: config.get('init', '') == init or bool(config.get('init') and init and own == name)
+    followed = [name for name, made in all_recipes().items() if begins(name, (c := made()).init) and all(config.get(k) == v for k, v in vars(c).items() if k not in free)]
+    return own if own in followed else next(iter(followed), '')
 
 def _labels(columns):  # dict: column -> its lines -> dict: column -> str
     out = {}
@@ -224,8 +228,7 @@ def _grid(labels, rows, beside, best):  # -> list of rows of str; the first is t
     out = [['', '', *labels, *beside, *['chance'] * chance]]
     for i, r in enumerate(rows):
         own = [best(_show(r.figure, c)) if (c := r.cells.get(l)) and c.best else _show(r.figure, c) for l in labels]
-        task = r.task if i == 0 or rows[i - 1].task != r.task else ''
-        out.append([task, r.figure, *own, *(_show(r.figure, cells[i]) for cells in beside.values()),
+        out.append([r.task if i == 0 or rows[i - 1].task != r.task else '', r.figure, *own, *(_show(r.figure, cells[i]) for cells in beside.values()),
                     *['' if r.chance is None else f'{100 * r.chance:.2f}'] * chance])
     return out
 
@@ -300,8 +303,7 @@ def _save_picture(path, *report):
     from rils_nb.viz import save_figure
     save_figure(as_picture(*report), path)
 
-WRITERS = {'.md': lambda path, *report: write_text(path, as_markdown(*report)), '.txt': lambda path, *report: write_text(path, as_text(*report) + '\n'),
-           '.png': _save_picture}
+WRITERS = {'.md': lambda path, *report: write_text(path, as_markdown(*report)), '.txt': lambda path, *report: write_text(path, as_text(*report) + '\n'), '.png': _save_picture}
 
 def report_command(
     paths,    # run folders and results.jsonl

@@ -201,7 +201,7 @@ def evaluate(
     if set(tasks) <= {r['task'] for r in there}: return {f'{r["task"]}/{k}': v for r in there for k, v in r['metrics'].items()}
     results = harness.run_tasks(method, config, source, tasks)
     print(harness.table(results), flush=True)
-    if world()[0] == 0: harness.record(path, method, config.eval_data, results, step=step)
+    if world()[0] == 0: harness.record(path, method, config.eval_data, results, step, getattr(source, 'columns', {}))
     return results
 
 # %% ../nbs/33_train.ipynb #112d7a82

@@ -76,12 +76,14 @@ def show_mask(
 # %% ../nbs/17_viz.ipynb #f94b8c82
 def word_features(
     model,  # with a text tower
-    words,  # list of texts, or dict: word -> texts that stand for it
+    words,  # list of texts or a single one, or dict: word -> texts that stand for it
 ):  # -> (W,E) normalised
     "One embedding for each word."
-    texts = words if isinstance(words, dict) else {w: [w] for w in words}
-    z = F.normalize(text_features(model, [t for ts in texts.values() for t in ts]), dim=-1)
-    return F.normalize(torch.stack([part.mean(0) for part in z.split([len(ts) for ts in texts.values()])]), dim=-1)
+    if isinstance(words, str): words = [words]
+    texts = list(words.values()) if isinstance(words, dict) else [[w] for w in words]
+    if not texts: raise UserError('no text is asked for: give one or more')
+    z = F.normalize(text_features(model, [t for ts in texts for t in ts]), dim=-1)
+    return F.normalize(torch.stack([part.mean(0) for part in z.split([len(ts) for ts in texts])]), dim=-1)
 
 # %% ../nbs/17_viz.ipynb #fa73ed07
 def patch_words(
@@ -275,13 +277,13 @@ def save_figure(
 def search(
     model,    # with a text tower
     source,   # any reader
-    queries,  # list of texts
+    queries,  # list of texts, or a single one
     n=6,      # images for each
     samples=2000,  # at most so many are searched
 ):  # -> for each query a list of (score, index in the source), the best first
     "Text-to-image search."
     f = features(model, source, samples)
-    scores = word_features(model, list(queries)) @ F.normalize(f['image'], dim=-1).T                     # (Q,n)
+    scores = word_features(model, queries) @ F.normalize(f['image'], dim=-1).T                     # (Q,n)
     return [[(v.item(), f['index'][i]) for v, i in zip(*s.topk(min(n, len(s))))] for s in scores]
 
 # %% ../nbs/17_viz.ipynb #dce25e05
@@ -289,11 +291,12 @@ def search(
 def gallery(
     model,    # with a text tower
     source,   # any reader
-    queries,  # list of texts
+    queries,  # list of texts, or a single one
     n=6,      # images for each
     samples=2000,  # at most so many are searched
 ):  # -> figure
     "The images that are nearest to each query."
+    if isinstance(queries, str): queries = [queries]
     found = search(model, source, queries, n, samples)
     fig, axes = plt.subplots(len(queries), n, figsize=(1.05 * n, 1.3 * len(queries) + 0.3), squeeze=False)
     for row, query, hits in zip(axes, queries, found): gallery_row(row, source, query, hits)

@@ -215,7 +215,7 @@ def low_shot(
     draws=3,            # lists of training images for each, over which the mean is taken
     seed=0,             # of the draws
     lists='',           # folder of lists of training images: those that exist are read, the others written; empty = neither
-):  # -> dict: 1_shot, ... with deviation over the draws and chance, classes, n
+):  # -> dict: 1_shot, ... with deviation over the draws and chance, classes, n, from_half where it learned from a half of the data
     "Logistic regression on the frozen features of a few images of each class."
     ks, named = _numbers(shots, draws), list(getattr(source, 'classes', None) or [])
     f = features(model, source, config.eval_samples, config.batch, config.workers, backbone(model))
@@ -235,7 +235,7 @@ def low_shot(
     device = device_of(model) if device_of(model).type != 'mps' else 'cpu'  # which has no float64
     right, out = right_of(pool, found, classes, f['image'][test], f['labels'][test], device), {}
     for k, v in right.items(): out |= {f'{k}_shot': v.mean().item()} | ({f'{k}_shot_std': v.std().item()} if draws > 1 else {}) | {f'{k}_shot_chance': 1 / len(classes)}
-    return out | dict(classes=len(classes), n=len(test))
+    return out | (dict(from_half=1) if len(test) < len(f['labels']) else {}) | dict(classes=len(classes), n=len(test))
 
 # %% ../../nbs/evals/27_low_shot.ipynb #a01b443d
 @styled

@@ -188,7 +188,7 @@ def probe(
     *,
     train_data='',      # labelled data that probes are trained on; empty = the run's, or half of the evaluation data
     train_samples=5000, # at most so many training images; 0 = all
-):  # -> dict: linear, knn1, knn20 with chance, log10_c chosen, n_train, n
+):  # -> dict: linear, knn1, knn20 with chance, log10_c chosen, n_train, n, from_half where it learned from a half of the data
     "Linear probe and nearest neighbours on frozen features."
     f = features(model, source, config.eval_samples, config.batch, config.workers, backbone(model))
     if f['labels'] is None: raise UserError('some samples have no label, which probe needs')
@@ -201,4 +201,5 @@ def probe(
     near = knn(x, y, x_test, classes)
     chance = (y_test == y.bincount().argmax()).float().mean().item()  # always the most frequent class
     out = dict(linear=linear) | {f'knn{k}': (p == y_test).float().mean().item() for k, p in near.items()}
-    return out | {f'{k}_chance': chance for k in out} | dict(log10_c=round(torch.tensor(c).log10().item()), n_train=len(y), n=len(y_test))
+    of_half = dict(from_half=1) if len(y_test) < len(f['labels']) else {}
+    return out | {f'{k}_chance': chance for k in out} | of_half | dict(log10_c=round(torch.tensor(c).log10().item()), n_train=len(y), n=len(y_test))

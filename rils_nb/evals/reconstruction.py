@@ -18,7 +18,7 @@ from ..features import device_of, evaluating
 from ..harness import NEEDS, task
 from ..loader import loader
 from ..losses import language_kl
-from ..masking import take
+from ..masking import Mask
 from ..processes import in_turns
 
 # %% ../../nbs/evals/24_reconstruction.ipynb #3766b9f3
@@ -27,16 +27,15 @@ def divergences(
     batch, # dict: image, tokens, ids, keys, on the model's device
 ):  # -> Counter: sums over the hidden patches of matched images, and `n`, how many these are
     "KL(p || q) of four predictions, in nats, and how often two of them name the target's text."
-    image, mask = batch['image'], model.mask(batch['keys'], batch['image'])
-    x, z = model.visual.encode(model.visual.patches(image)), model.encode_text(batch['tokens'])       # (B,N,D), (B,E)
-    f, z_i = x[:, 1:], model.visual.project(model.visual.pool(x))
-    best = (F.normalize(z_i, dim=-1) @ F.normalize(z, dim=-1).T).argmax(1)
+    image = batch['image']
+    z_i, z_t, f, visible, hidden = model.towers(image, batch['tokens'], batch['keys'])                     # (B,E), (B,E), (B,K,D)
+    best = (F.normalize(z_i, dim=-1) @ F.normalize(z_t, dim=-1).T).argmax(1)
     hit = batch['ids'][best] == batch['ids']                                                                # the set C
-    mask, image = mask[hit], image[hit]
     if not hit.any(): return Counter(n=0)
-    target = model.visual.project(take(f[hit], mask.hidden)).flatten(0, 1)                                  # (b*M,E)
+    mask, image, z = Mask(visible, hidden)[hit], image[hit], getattr(model, 'prototypes', z_t)
+    target = model.target_theta(f[hit, :hidden.shape[1]]).flatten(0, 1)                                     # (b*M,E), the hidden ones come first
     g = model.decoder(model.visual.encode(model.visual.patches(image), mask.visible), mask)
-    copy = z_i[hit].repeat_interleave(mask.hidden.shape[1], 0)
+    copy = z_i[hit].repeat_interleave(hidden.shape[1], 0)
     kl = lambda q, tau=model.tau_pred: language_kl(q, target, z, tau, model.tau_target, agreement=True)
     found = dict(decoder=kl(model.visual.project(g).flatten(0, 1)), copy=kl(copy), floor=kl(target), uniform=kl(target, math.inf))
     return Counter({f'{k}_nats': v.item() for k, (v, _) in found.items()} | {f'{k}_agreement': found[k][1].item() for k in ('decoder', 'copy')}

@@ -8,6 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/transfer/finetune.html.md"""
 __all__ = ['POOLS', 'classifier', 'add_classifier', 'KeyedDropPath', 'drop_paths', 'toss', 'layer_rates', 'Finetune']
 
 # %% ../../nbs/transfer/72_finetune.ipynb #66ab2b33
+from bisect import bisect_right
 from functools import partial
 
 import torch
@@ -80,8 +81,9 @@ def layer_rates(
     decay,  # factor from one layer to the one below
 ):  # -> dict: name -> factor of the learning rate
     "Layer-wise decay of the learning rate."
-    layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
-    return {name: decay**(max(layers.values()) - layer) for name, layer in layers.items()}
+    layers, parameters = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True), dict(trunk.named_parameters())
+    trained = sorted({layer for name, layer in layers.items() if parameters[name].requires_grad})
+    return {name: decay**(len(trained) - bisect_right(trained, layer)) for name, layer in layers.items()}
 
 # %% ../../nbs/transfer/72_finetune.ipynb #f0341bfa
 @METHODS.register('finetune')
