@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from .core import Registry, UserError, key, noise, seeded
-from .samples import BadSample, caption_id, decode_image, decode_pil, read_bytes, tokenize
+from .samples import BadSample, caption_id, decode_image, decode_pil, read_bytes, tokenize, unit_pixels
 from .shards import WINDOW
 
 # %% ../nbs/07_loader.ipynb #3e301874
@@ -136,24 +136,31 @@ def caption_view(config):  # -> function of sample, key
     return view
 
 # %% ../nbs/07_loader.ipynb #0b6a59e0
-def _picture(x):  # path, PIL image or (3,H,W) tensor -> (3,H,W)
+def _picture(x):  # path, PIL image, (3,H,W) tensor or (H,W,3) array -> (3,H,W)
     if torch.is_tensor(x): return x
     if isinstance(x, Image.Image): return decode_pil(x)
+    if isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.shape[2:] == (3,): return torch.tensor(x).permute(2, 0, 1)
+    if not isinstance(x, (str, Path)): raise UserError('an image is a path, a PIL image, a tensor (3,H,W) or an array (H,W,3) of uint8; given '
+                                                       + (f'an array {x.shape} of {x.dtype}' if isinstance(x, np.ndarray) else type(x).__name__))
     try: return decode_image(read_bytes(x))
     except BadSample as e: raise UserError(f'`{x}` cannot be read as an image ({e.where or e.kind})')
 
 # %% ../nbs/07_loader.ipynb #91f89821
+def _viewed(x, view):  # floats that are resized may leave 0 to 1 by a little
+    return view(unit_pixels(x)).clamp(0, 1) if x.is_floating_point() else view(x)
+
 def as_batch(
-    images, # (B,3,H,W) tensor, or a list of paths, PIL images or (3,H,W) tensors
+    images, # (B,3,H,W) tensor, or a list of paths, PIL images, (3,H,W) tensors or (H,W,3) arrays
     view,   # function of (3,H,W) that gives what the model takes
     size,   # height and width that it takes
 ):  # -> (B,3,*size) uint8, or float where floats were given
     "Images of any kind as a batch; raises `UserError` for what is none."
     if torch.is_tensor(images):
         if images.ndim != 4 or images.shape[1] != 3: raise UserError(f'images are a tensor (B,3,H,W), or a list of paths or PIL images; given a tensor {tuple(images.shape)}')
-        return images if images.shape[-2:] == tuple(size) else torch.stack([view(x) for x in images])
+        return images if images.shape[-2:] == tuple(size) else torch.stack([_viewed(x, view) for x in images])
     if isinstance(images, (str, Path, Image.Image)): images = [images]
-    return torch.stack([view(_picture(x)) for x in images])
+    if not len(images): raise UserError('no image is given: give one or more')
+    return torch.stack([_viewed(_picture(x), view) for x in images])
 
 # %% ../nbs/07_loader.ipynb #5d3f6261
 class Unusable(UserError):

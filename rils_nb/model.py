@@ -114,7 +114,7 @@ class Stack:
         *args, # what it is called with
     ):
         "Run one block, its activations kept."
-        return (_compiled(_call) if self.compiled else _call)(block, *args)
+        return (_compiled(_call) if self.compiled and not any(getattr(m, 'heard', False) for m in block.modules()) else _call)(block, *args)
 
 # %% ../nbs/09_model.ipynb #642fa77f
 def values(
@@ -174,8 +174,11 @@ def overheard(
     "Within this block, what a module is given is put into the list."
     given = []
     handle = attn.register_forward_pre_hook(lambda module, args: given.append(ask(module, args[0]) if ask else args[0]))
+    attn.heard = True  # so that it is not compiled
     try: yield given
-    finally: handle.remove()
+    finally:
+        handle.remove()
+        attn.heard = False
 
 # %% ../nbs/09_model.ipynb #ca71e943
 def init_like_mae(module):  # of a transformer, its weights are changed

@@ -170,6 +170,7 @@ def tokenize(
 ):  # -> (B,L) int64, padded with 0, L = the longest of them and at most `length`
     "Tokens of captions, cut to the longest."
     rows = [_tokens(t) for t in texts]
+    if not rows: raise UserError('no text is given: give one or more')
     rows = [r if len(r) <= length else torch.cat([r[:length - 1], r[-1:]]) for r in rows]  # what is cut keeps its end token
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 

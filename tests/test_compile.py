@@ -32,3 +32,16 @@ def test_compiled_blocks_are_compiled_once():
         graphs.append(counters['stats']['unique_graphs'])
     print('programs after each step:', graphs)
     assert graphs[0] >= 3 and graphs[-1] <= 8 and graphs[3] == graphs[-1], graphs
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize('fields', [dict(opts='local_targets=true'), dict(masking='semantic')], ids=str)
+def test_what_overhears_a_block_hears_every_step_of_a_compiled_one(fields):
+    from rils_nb.config import Config
+    from rils_nb.loader import loader
+    from rils_nb.methods import make
+    from rils_nb.scenes import Scenes
+    eager, compiled = make(Config(batch=8, **fields)), make(Config(batch=8, compile=True, **fields))
+    for step, batch in zip(range(3), loader(Config(batch=8), Scenes(n=64), eager.views, steps=3)):
+        losses = [m(batch)['loss'].item() for m in (eager, compiled)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4), step
