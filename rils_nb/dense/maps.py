@@ -21,6 +21,7 @@ from ..datasets import listed
 from ..loader import IGNORED
 from ..readers import READERS, Manifest, Shards, Source, _folder, _images
 from ..samples import FORMATS, MAX_PIXELS, BadSample, read_bytes
+from ..shards import class_names
 
 # %% ../../nbs/dense/80_maps.ipynb #5fa0b925
 def decode_map(data):  # bytes of an image file -> (H,W) int64
@@ -164,8 +165,9 @@ class MapShards(Shards):
         pattern, *given = re.split(r',(?=\w+=)', spec)
         o = dict(names='', first=0) | parse_opts(','.join(given), dict(names='', first=0))
         super().__init__(pattern, caption_key)
-        beside = re.sub(r'-\d+\.tar$', '-map-classes.txt', self.paths[0])
-        if not o['names'] and not os.path.isfile(beside): raise UserError(f'what the numbers in the maps of `{pattern}` stand for is not said: `{beside}` is not there, give maps:{pattern},names=FILE')
+        files = lambda p: [re.sub(r'-\d+\.tar$', '-map-classes.txt', p)]
+        [beside] = files(self.paths[0])
+        if not o['names'] and not class_names(self.paths, files): raise UserError(f'what the numbers in the maps of `{pattern}` stand for is not said: `{beside}` is not there, give maps:{pattern},names=FILE')
         self.semantic_names, self.first = names_of(o['names'] or os.path.basename(beside), os.path.dirname(self.paths[0])), o['first']
     def annotation(self, i):
         get, _, name = self._parts(i)
