@@ -34,6 +34,8 @@ def there(tmp_path_factory):
     torch.save({}, d/'pickled'/'model.pt')
     Image.new('RGB', (8, 8)).save(d/'a.png')
     (d/'pairs.csv').write_text('image,caption\na.png,a black square\n')
+    Image.frombytes('L', (8, 8), bytes([0, 255] * 32)).save(d/'mask.png')
+    (d/'masks.csv').write_text('image,map\na.png,mask.png\n')
     (d/'noimage.csv').write_text('file,caption\na.png,a black square\n')
     (d/'empty.csv').write_text('')
     (d/'broken.jsonl').write_text('{"image": \n')
@@ -104,6 +106,7 @@ CASES = [
     ('rils-train shapes_segment --init= --opts classes=3', 'the maps have 9 classes, and --opts says classes=3'),
     ('rils-train shapes_segment --init= --batch 1', 'give a --batch of 2 or more, or --opts norm=group'),
     ('rils-train shapes_segment --init= --data maps:{d}/pairs.csv,names=4', 'has no column `map`'),
+    ('rils-train shapes_segment --init= --data maps:{d}/masks.csv,names=2', 'if it is a class, give white=1'),
     ('rils-train shapes_segment --init= --data ade20k:{d}/nothing', 'has no folder `annotations`'),
     ('rils-train shapes_segment --init= --data voc:{d}/none', 'does not exist'),
     ('rils-train shapes --eval_data voc:{d}/none', '--eval_data: the folder'),
