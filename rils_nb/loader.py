@@ -176,10 +176,13 @@ def annotation_of(
     image,  # (3,H,W), its picture
 ):  # -> dict as the source gives it: semantic (H,W), masks (k,H,W), boxes (k,4), labels (k,)
     "What a source knows about the pixels of a picture; raises `BadSample` where it speaks of another size."
-    found, (h, w) = source.annotation(i), image.shape[1:]
+    found, (h, w) = dict(source.annotation(i)), image.shape[1:]
+    size = tuple(found.pop('size', (h, w)))
     for x in (found[name] for name in ('semantic', 'masks') if name in found):
         if x.shape[-2:] != (h, w):
             raise BadSample('map', f'{source.about(i)[1]} (the map has {x.shape[-1]}x{x.shape[-2]} pixels, the image {w}x{h})')
+    if size != (h, w):  # boxes alone have no size, and smaller ones fit into any picture
+        raise BadSample('boxes', f'{source.about(i)[1]} (its boxes refer to {size[1]}x{size[0]} pixels, the image has {w}x{h})')
     if len(far := found.get('boxes', ())) and (far[:, 2:].amax(0) > torch.tensor([w + 1, h + 1])).any():
         raise BadSample('boxes', f'{source.about(i)[1]} (a box reaches to {far[:, 2].max():g}, {far[:, 3].max():g}, the image has {w}x{h} pixels)')
     return found

@@ -38,7 +38,7 @@ class Source:
     def about(self, i):
         "Label or None, and name, of sample `i`; without its image, where the format allows that."
         return self.raw(i)[3:]
-    def annotation(self, i): return {}  # what is known about pixels: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,)
+    def annotation(self, i): return {}  # what is known about pixels: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,), size: height and width that boxes refer to
     def read(self, i):
         "Sample `i` as a dict; raises `BadSample`."
         data, suffix, texts, label, name = self.raw(i)

@@ -162,10 +162,10 @@ def objects_as_tensors(
     w,        # and width
     objects,  # list of [label, box, crowd, outline, area]
     outlined, # whether they have outlines
-):  # -> dict: boxes (k,4), labels (k,), crowd (k,) bool, area (k,) where all have one, masks (k,H,W) bool where there are outlines
+):  # -> dict: size (h, w), boxes (k,4), labels (k,), crowd (k,) bool, area (k,) where all have one, masks (k,H,W) bool where there are outlines
     "What is known of an image's objects; raises `BadSample` for an outline that cannot be drawn."
     labels, boxes, crowd, outlines, area = zip(*objects) if objects else [()] * 5
-    known = dict(boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4), labels=torch.tensor(labels, dtype=torch.int64),
+    known = dict(size=(h, w), boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4), labels=torch.tensor(labels, dtype=torch.int64),
                  crowd=torch.tensor(crowd, dtype=torch.bool))
     if None not in area: known['area'] = torch.tensor(area, dtype=torch.float64)
     if not outlined: return known
