@@ -119,6 +119,9 @@ def _chosen(self:Coco, images):  # the images that are asked for, checked
         im['file_name'] = im.get('file_name') or '/'.join(str(im.get('coco_url', '')).split('/')[-2:])     # LVIS names them by address
         if 'id' not in im or not im['file_name'] or not all(isinstance(im.get(k), int) and im[k] > 0 for k in ('height', 'width')):
             raise UserError(f'an image of `{self.path}` has no id, file_name, height or width: {json.dumps(im)[:100]}')
+    for k, remedy in (('id', 'where files were joined, number the images of one of them anew, and the image_id of its annotations'), ('file_name', 'put what is said of it under one id')):
+        twice = [v for v, many in Counter(im[k] for im in images).items() if many > 1]
+        if twice: raise UserError(f'`{self.path}` has images twice, e.g. the {k} `{twice[0]}`: {remedy}')
     if not self.opts['list']: return images
     try: wanted = set(Path(self.opts['list']).read_text(encoding='utf-8').split('\n')) - {''}
     except (OSError, UnicodeDecodeError) as e: raise UserError(f'the list `{self.opts["list"]}` cannot be read: {getattr(e, "strerror", None) or "not UTF-8"}')
