@@ -51,6 +51,7 @@ def average_precision(
     kind,   # bbox or segm
 ):  # -> dict: ap, ap50, ap75, and those of sizes that occur
     "COCO's average precision."
+    if kind == 'segm': found = [{k: v for k, v in f.items() if k != 'bbox'} for f in found]  # with a box beside, its area would say what is small
     numbered, categories = [t | dict(id=i + 1) for i, t in enumerate(truth)], [dict(id=i + 1, name=n) for i, n in enumerate(names)]
     truth = hotcoco.COCO(dict(images=images, annotations=numbered, categories=categories))
     judge = hotcoco.COCOeval(truth, truth.load_res(found), kind)
