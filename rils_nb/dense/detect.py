@@ -20,7 +20,7 @@ from ..loader import _picture, annotation_of
 from ..losses import global_mean
 from ..methods import METHODS, options
 from ..pictures import picture
-from ..samples import BadSample
+from ..samples import BadSample, unit_pixels
 from ..transfer.finetune import drop_paths, layer_rates, toss
 from ..transfer.labelled import Labelled
 from ..viz import show_objects, styled
@@ -176,9 +176,9 @@ def in_pixels(
 
 # %% ../../nbs/dense/88_detect.ipynb #4bea7a14
 @patch
-def detect(self:Detect, images):  # list of (3,H,W) uint8, paths or PIL images -> list of dicts: boxes (k,4), scores (k,), labels (k,), masks (k,H,W) bool
+def detect(self:Detect, images):  # list of (3,H,W) uint8 or floats from 0 to 1, paths or PIL images -> list of dicts: boxes (k,4), scores (k,), labels (k,), masks (k,H,W) bool
     "The objects of images, the surest first, on the CPU."
-    images = [_picture(x) for x in images]
+    images = [x if x.dtype == torch.uint8 else (unit_pixels(x) * 255).round().byte() for x in map(_picture, images)]
     squares, sizes = zip(*(fitted(x, self.image_size, mean_colour(self.config.size)) for x in images))
     with evaluating(self):
         x = self.visual.normalise(torch.stack(squares).to(self.visual.mean.device))
