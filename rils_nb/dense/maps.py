@@ -10,6 +10,7 @@ __all__ = ['decode_map', 'to_classes', 'names_of', 'classes_of', 'LabelMaps', 'a
 
 # %% ../../nbs/dense/80_maps.ipynb #28189ea7
 import io, os, re, warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,13 @@ def names_of(
     if given.isdigit(): names = [str(i) for i in range(int(given))]
     else:
         path = Path(folder)/given
-        try: names = [n.strip() for n in path.read_text(encoding='utf-8').splitlines() if n.strip()]
+        try: names = [n.strip() for n in path.read_text(encoding='utf-8').rstrip().split('\n')]
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f'names of classes: `{path}` cannot be read ({getattr(e, "strerror", None) or "not UTF-8"}); give a file with a name to a line, their number, ade20k or voc')
+        if '' in names: raise UserError(f'line {names.index("") + 1} of `{path}` is empty, and the numbers in the maps count its lines: '
+                                        'give every class a name, or take the line out where no number stands for it')
+        twice = [n for n, many in Counter(names).items() if many > 1]
+        if twice: raise UserError(f'`{path}` has the class `{twice[0]}` twice: evaluations compare names, so give each class its own')
     if not 2 <= len(names) < IGNORED: raise UserError(f'a label map tells 2 to 254 classes apart, and `{given}` names {len(names)}')
     return names
 
