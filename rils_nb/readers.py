@@ -59,6 +59,9 @@ class _Rows:  # of a table: lists of what JSON knows
         return json.loads(self.data[self.ends[i]:self.ends[i + 1]].decode('utf-8', 'surrogatepass'))
 
 # %% ../nbs/06_readers.ipynb #82578db2
+def _in_order(names):  # of classes: by number where all are numbers, else by the alphabet
+    return sorted(names, key=lambda n: (int(n), n)) if all(re.fullmatch('[0-9]{1,18}', n) for n in names) else sorted(names)
+
 class Manifest(Source):
     "Pairs listed in a CSV, TSV or JSON lines file."
     def __init__(self, path, image_key='image', caption_key='caption', label_key='label'):
@@ -77,7 +80,7 @@ class Manifest(Source):
         if not head: raise UserError(f'`{path}` has no rows')
         self._check_columns(head, image_key, caption_key, label_key)
         self.columns = {k: v for k, v in dict(image_key=image_key, caption_key=caption_key, label_key=label_key).items() if v != k.removesuffix('_key')}
-        names = sorted(labels - {None})
+        names = _in_order(labels - {None})
         if any('\ud800' <= c <= '\udfff' for n in names for c in n): raise UserError(f'labels of `{path}` are not UTF-8: save it as CSV UTF-8')
         self.classes, self.label = names or None, {n: i for i, n in enumerate(names)}
         self._check_images([r.get(image_key) for r in head])
@@ -165,7 +168,7 @@ class Folder(Source):
 class ClassFolders(Source):
     "Images in a folder for each class."
     def __init__(self, path, **_):
-        self.classes = sorted(p.name for p in _folder(path).iterdir() if p.is_dir() and not p.name.startswith('.'))
+        self.classes = _in_order([p.name for p in _folder(path).iterdir() if p.is_dir() and not p.name.startswith('.')])
         self.paths = [(p, i) for i, c in enumerate(self.classes) for p in _images(Path(path)/c)]
         if not self.paths: raise UserError(f'no images in class folders below `{path}`')
     def __len__(self): return len(self.paths)

@@ -221,7 +221,7 @@ def restore(
     if state.get('teacher') != order.get('teacher'):
         raise UserError(f'`{folder}` had the teacher `{state.get("teacher")}`, and this is `{order.get("teacher")}`: its weights changed, so the run would become another one')
     if names_in(folder) != order.get('classes'):
-        raise UserError(f'the classes of the data are not those of `{folder}/{CLASSES}`: folders or labels were renamed, added or removed, so the classifier would mean others')
+        raise UserError(f'the classes of the data are not those of `{folder}/{CLASSES}`: folders or labels were renamed, added, removed or sorted in another way, so the classifier would mean others')
     memory = read_tensors(folder/'trainer.safetensors')
     for n, p in method.named_parameters():
         mine = {k.rpartition('/')[2]: v for k, v in memory.items() if k.rpartition('/')[0] == n}
