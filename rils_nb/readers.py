@@ -147,8 +147,10 @@ def _folder(path):
     if not os.path.isdir(path): raise UserError(f'the folder `{path}` does not exist')
     return Path(path)
 
-def _images(root):
-    return sorted(p for p in Path(root).rglob('*') if p.suffix.lower() in IMAGES and not p.name.startswith('.'))
+def _found(root):  # its images one after another, without what is hidden or lies in a hidden folder
+    return (p for p in Path(root).rglob('*') if p.suffix.lower() in IMAGES and not any(s.startswith('.') for s in p.relative_to(root).parts))
+
+def _images(root): return sorted(_found(root))
 
 class Folder(Source):
     "Images with a .txt of captions beside each."
@@ -278,7 +280,7 @@ def _scenes(spec, **_):
 
 # %% ../nbs/06_readers.ipynb #f6b81f13
 def _has_classes(root):  # images in subfolders, and none of the first has a .txt beside it
-    found = list(islice((p for p in Path(root).rglob('*') if p.suffix.lower() in IMAGES and not p.name.startswith('.')), 100))
+    found = list(islice(_found(root), 100))
     return bool(found) and not any(p.parent == Path(root) or p.with_suffix('.txt').exists() for p in found)
 
 def _has_shards(s): return s.endswith('.tar') or '://' in s or s.startswith('pipe:') or os.path.isdir(s) and glob.glob(f'{glob.escape(s)}/*.tar')
