@@ -41,25 +41,27 @@ def as_coco(
     if masks is None or not rows: return rows
     return [r | dict(segmentation=rle) for r, rle in zip(rows, hotcoco.mask.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy())))]
 
-FIGURES = dict(AP='ap', AP50='ap50', AP75='ap75', APs='ap_small', APm='ap_medium', APl='ap_large')
+FIGURES = dict(AP='ap', AP50='ap50', AP75='ap75', APs='ap_small', APm='ap_medium', APl='ap_large', APr='ap_rare', APc='ap_common', APf='ap_frequent')
 
 def average_precision(
-    images, # list of dicts of id, height, width
+    images, # list of dicts of id, height, width; in LVIS's data also of neg_category_ids, not_exhaustive_category_ids
     truth,  # list of dicts, as `as_coco` gives them
     found,  # the same, with scores
     names,  # of the classes
     kind,   # bbox or segm
-):  # -> dict: ap, ap50, ap75, and those of sizes that occur
-    "COCO's average precision."
+    often=None, # dict: name of a class -> r, c or f, where the data are LVIS's and its rules count
+):  # -> dict: ap, ap50, ap75, those of sizes that occur, and of rare, common and frequent classes
+    "COCO's average precision, or LVIS's."
     if kind == 'segm': found = [{k: v for k, v in f.items() if k != 'bbox'} for f in found]  # with a box beside, its area would say what is small
     numbered, categories = [t | dict(id=i + 1) for i, t in enumerate(truth)], [dict(id=i + 1, name=n) for i, n in enumerate(names)]
+    for c in categories: c |= {'frequency': f for f in [(often or {}).get(c['name'])] if f in ('r', 'c', 'f')}
     truth = hotcoco.COCO(dict(images=images, annotations=numbered, categories=categories))
-    judge = hotcoco.COCOeval(truth, truth.load_res(found), kind)
+    judge = hotcoco.COCOeval(truth, truth.load_res(found), kind, lvis_style=often is not None)
     with redirect_stdout(io.StringIO()): judge.run()                     # it prints a table
-    return {name: v for k, name in FIGURES.items() if (v := judge.get_results()[k]) >= 0}
+    return {name: v for k, name in FIGURES.items() if (v := judge.get_results().get(k, -1)) >= 0}
 
 # %% ../../nbs/evals/39_detection.ipynb #4aa966e7
-class _Known(Dataset):  # (number, image, its objects as COCO's annotations); None for a damaged one
+class _Known(Dataset):  # (number, image, what is said of it and its objects, in COCO's words); None for a damaged one
     def __init__(self, model, source, index): self.model, self.source, self.index = SimpleNamespace(classes=getattr(model, 'classes', None)), source, index
     def __len__(self): return len(self.index)
     def __getitem__(self, k):
@@ -68,7 +70,10 @@ class _Known(Dataset):  # (number, image, its objects as COCO's annotations); No
             image = self.source.read(i)['image']
             known = annotation_of(self.source, i, image)
         except BadSample: return None
-        return i, image, as_coco(known | dict(labels=translate(known['labels'], self.model, _named(self.source))), i)
+        ours = lambda labels: translate(labels, self.model, _named(self.source))
+        searched = self.source.searched(i) if getattr(self.source, 'federated', False) else {}
+        said = dict(id=i + 1, height=image.shape[1], width=image.shape[2]) | {k: (ours(torch.tensor(v).long()) + 1).tolist() for k, v in searched.items()}
+        return i, image, said, as_coco(known | dict(labels=ours(known['labels'])), i)
 
 def _named(source): return SimpleNamespace(classes=source.object_names)  # its objects, not its images
 
@@ -95,8 +100,8 @@ def detection(
                            generator=torch.Generator(), **in_workers(config.workers)))               # else it draws from the global one
     def judged(_):  # -> list of (image, true objects, found ones)
         rows = next(read)
-        found = model.detect([image for _, image, _ in rows]) if rows else []
-        return [(dict(id=i + 1, height=image.shape[1], width=image.shape[2]), known, as_coco(f, i)) for (i, image, known), f in zip(rows, found)]
+        found = model.detect([image for _, image, *_ in rows]) if rows else []
+        return [(said, known, as_coco(f, i)) for (i, _, said, known), f in zip(rows, found)]
     rows = [r for part in progress_bar(in_turns(parts, judged), total=len(parts), desc='detection', delay=3, leave=False) for r in part]
     images, truth, found = (list(column) for column in zip(*rows)) if rows else ([], [], [])
     truth, found = ([o for objects in column for o in objects] for column in (truth, found))
@@ -104,5 +109,6 @@ def detection(
     names = [str(c) for c in getattr(model, 'classes', None) or source.object_names]
     masks = all('segmentation' in o for o in [*truth, *found])
     kinds = (('box', 'bbox'), ('mask', 'segm'))[:1 + masks]
-    figures = {f'{what}_{k}': v for what, kind in kinds for k, v in average_precision(images, truth, found, names, kind).items()}
+    often = dict(zip(source.object_names, source.object_frequency)) if getattr(source, 'federated', False) else None
+    figures = {f'{what}_{k}': v for what, kind in kinds for k, v in average_precision(images, truth, found, names, kind, often).items()}
     return figures | dict(n=len(images), bad=len(index) - len(images))
