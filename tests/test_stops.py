@@ -259,7 +259,7 @@ def test_two_processes_divide_an_evaluation(two):
 def test_data_that_one_of_two_processes_lacks(two):
     case = two('no_data')
     (first,), (second,) = case.came
-    assert first.startswith('UserError: another process') and second.startswith('LocalError: n of the scenes is a whole number')
+    assert first.startswith('UserError: another process') and second.startswith('LocalError: --data: n of the scenes is a whole number')
     assert not case.run.exists()
 
 def test_a_full_disk_under_two_processes(two):
