@@ -75,6 +75,7 @@ def names_of(
     if not 2 <= len(names) < IGNORED: raise UserError(f'a label map tells 2 to 254 classes apart, and `{given}` names {len(names)}')
     return names
 
+# %% ../../nbs/dense/80_maps.ipynb #58956a91
 def classes_of(
     data,    # bytes of a file
     name,    # of the file, for the message
@@ -103,6 +104,7 @@ class _Maps:  # of a source: `map_of(i)` gives the bytes of a label map, and its
         return found
     def annotation(self, i): return dict(semantic=classes_of(*self.map_of(i), self.semantic_names, self.first, self.white))
 
+# %% ../../nbs/dense/80_maps.ipynb #a4731172
 class LabelMaps(_Maps, Source):
     "Images with a label map each."
     def __init__(self,
