@@ -267,9 +267,9 @@ def evaluate(
     batch=256,  # images encoded at a time
     workers=0,  # processes that read images
     device='',  # cpu, cuda, ...; empty: where the model is, or cuda if there is one
-    image_key='',   # columns of a table; empty: those that the run was trained with
-    caption_key='', # as above
-    label_key='',   # as above
+    image_key='',   # column of image paths in a table; empty: the one that the run was trained with
+    caption_key='', # column of captions, likewise
+    label_key='',   # column of names of classes, likewise
     **kwargs,   # options of the tasks
 ):  # -> dict: 'task/figure' -> value; `table` shows it
     "Evaluate a model on data."
