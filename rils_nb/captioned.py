@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .config import parse_opts
 from .core import UserError, nearest
-from .readers import READERS, Manifest
+from .readers import READERS
+from .tables import Manifest
 
 # %% ../nbs/evals/34_captioned.ipynb #bb5ea4ac
 def _folder(path, names, images):  # the split file, names of images, what the user said -> where the images are, seen from the file

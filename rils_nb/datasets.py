@@ -22,7 +22,7 @@ import torchvision.transforms.v2.functional as TF
 from fastcore.basics import patch
 from torchvision import datasets as tv
 from .core import Registry, UserError, nearest
-from .readers import Source
+from .sources import Source
 from .samples import BadSample, IMAGES
 
 # %% ../nbs/evals/25_datasets.ipynb #6fcece9a

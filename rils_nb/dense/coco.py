@@ -19,8 +19,10 @@ import torch
 from fastcore.basics import patch
 from ..config import parse_opts
 from ..core import UserError, key, noise, notice, write_text
-from ..readers import READERS, Source, _Rows
+from ..readers import READERS
 from ..samples import BadSample, read_bytes
+from ..sources import Source
+from ..tables import _Rows
 
 # %% ../../nbs/dense/85_coco.ipynb #78deeb51
 def _load(path):  # -> the file's three lists

@@ -20,9 +20,12 @@ from ..config import parse_opts
 from ..core import UserError, nearest
 from ..datasets import listed
 from ..loader import IGNORED
-from ..readers import READERS, Manifest, Shards, Source, _folder, _images
+from ..folders import _folder, _images
+from ..readers import READERS, Shards
 from ..samples import FORMATS, MAX_PIXELS, BadSample, read_bytes
-from ..shards import class_names
+from ..labels import class_names
+from ..sources import Source
+from ..tables import Manifest
 
 # %% ../../nbs/dense/80_maps.ipynb #5fa0b925
 def decode_map(data):  # bytes of an image file -> (H,W) int64

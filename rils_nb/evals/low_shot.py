@@ -16,8 +16,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from ..core import UserError, key, noise, write_text
-from ..readers import READERS, Source, open_source
+from ..readers import READERS, open_source
 from ..samples import BadSample
+from ..sources import Source
 from ..features import device_of, features, finite
 from ..viz import styled
 from ..harness import task, won

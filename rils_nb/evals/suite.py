@@ -21,7 +21,7 @@ from ..features import features, sharing
 from ..harness import NEEDS, bounds, launched, on_device, record, where
 from ..processes import world
 from ..libraries import LibraryView, load_model, name_of, view_of
-from ..readers import Source
+from ..sources import Source
 
 # %% ../../nbs/evals/26_suite.ipynb #e5ace7cc
 MODELS = ('CLIP', 'SLIP', 'MAE+CLIP', 'RILS')

@@ -17,7 +17,7 @@ from ..core import UserError
 from ..harness import NEEDS
 from ..loader import Unusable
 from ..methods import Method, options
-from ..readers import ClassFolders
+from ..folders import ClassFolders
 from ..samples import BadSample
 
 # %% ../../nbs/transfer/70_labelled.ipynb #e00b75b1
