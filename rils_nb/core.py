@@ -6,14 +6,16 @@ Docs: https://rils-nb.github.io/rils_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['SUMS', 'UserError', 'LocalError', 'notice', 'asked_by', 'command', 'nearest', 'Registry', 'key', 'noise', 'seeded',
-           'writing', 'write_text', 'writing_folder', 'aside_of', 'remove_folder', 'sweep', 'write_sums', 'wrong_sums',
-           'only_one', 'append_jsonl', 'read_jsonl', 'in_jupyter', 'progress_bar']
+           'writing', 'aside_of', 'write_text', 'writing_folder', 'remove_folder', 'sweep', 'write_sums', 'reading',
+           'wrong_sums', 'only_one', 'append_jsonl', 'read_jsonl', 'in_jupyter', 'progress_bar']
 
 # %% ../nbs/00_core.ipynb #f8ab6864
-import difflib, errno, fcntl, hashlib, importlib.util, json, os, secrets, shutil, socket, sys, tempfile
-from contextlib import contextmanager
+import difflib, errno, hashlib, importlib.util, json, os, secrets, shutil, socket, sys
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, wraps
 from pathlib import Path
+try: import fcntl
+except ImportError: fcntl = None  # Windows
 
 # %% ../nbs/00_core.ipynb #f12c272a
 class UserError(Exception):
@@ -53,9 +55,10 @@ def command(main):  # a function that reads `sys.argv`
         except KeyboardInterrupt: sys.exit(130)
         except BrokenPipeError: sys.exit(141)  # `rils-data check ... | head` is not an error
         except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
-            _say(f'error: the disk is full ({e})')
-            sys.stdout = open(os.devnull, 'w')  # a file that cannot grow: writing its last lines at exit would fail, and change the exit code
+            full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            if not (full or isinstance(e, PermissionError) and e.filename): raise
+            _say(f'error: the disk is full ({e})' if full else f'error: {e.strerror}: `{e.filename}`')
+            if full: sys.stdout = open(os.devnull, 'w')  # a file that cannot grow: writing its last lines at exit would fail, and change the exit code
             sys.exit(2)
     return run
 
@@ -122,11 +125,21 @@ def writing(path):  # what is written, for the message
     except OSError as e: raise UserError(f'cannot write `{path}`: {e.strerror or e}')
 
 def _sync(path):  # a file's content, or a folder's list of names, reaches the disk
-    fd = os.open(path, os.O_RDONLY)
+    folder = os.path.isdir(path)
+    try: fd = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows syncs no file that is open for reading alone
+    except PermissionError:
+        if folder: return  # Windows opens no folders
+        raise
     try: os.fsync(fd)
     except OSError as e:
         if e.errno != errno.EINVAL: raise  # some network file systems cannot do it for a folder
     finally: os.close(fd)
+
+# %% ../nbs/00_core.ipynb #16094328
+def aside_of(path):  # -> Path, not there
+    "A hidden name beside `path` that nobody else uses: neither another process nor another machine on the same file system."
+    path = Path(path)
+    return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.aside')
 
 # %% ../nbs/00_core.ipynb #c65fe55c
 def write_text(
@@ -134,31 +147,28 @@ def write_text(
     text,
 ):
     "Write a text file atomically."
-    path = Path(path)
+    path, aside = Path(path), aside_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, aside = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.aside')
         try:
-            with os.fdopen(fd, 'w', encoding='utf-8') as f: f.write(text)
-            os.chmod(aside, 0o644)  # mkstemp makes files that nobody else may read
+            with open(aside, 'x', encoding='utf-8', newline='\n') as f: f.write(text)
             _sync(aside)
             os.replace(aside, path)
             _sync(path.parent)
         except BaseException:
-            Path(aside).unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
             raise
 
 # %% ../nbs/00_core.ipynb #a5751347
 @contextmanager
 def writing_folder(path):  # yields the folder to write into
     "Write a folder atomically: it appears under `path` when the `with` block ends well, and not at all otherwise."
-    path = Path(path)
+    path, aside = Path(path), aside_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.aside'))
+        aside.mkdir()
         try:
             yield aside
-            os.chmod(aside, 0o755)
             for f in [*aside.rglob('*'), aside]: _sync(f)
             if path.exists(): raise UserError(f'`{path}` exists already; move it away or choose another name')
             os.rename(aside, path)
@@ -168,11 +178,6 @@ def writing_folder(path):  # yields the folder to write into
             raise
 
 # %% ../nbs/00_core.ipynb #a28f14ce
-def aside_of(path):  # -> Path, not there
-    "A hidden name beside `path` that nobody else uses: neither another process nor another machine on the same file system."
-    path = Path(path)
-    return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.aside')
-
 def remove_folder(path):
     "Delete a folder; its name is gone in one step."
     aside = aside_of(path)
@@ -192,36 +197,88 @@ def _sum(path):
 
 def write_sums(folder):  # in which all files are written
     "Write down the SHA-256 of all files of a folder."
-    files = sorted(p for p in Path(folder).iterdir() if p.is_file())
+    files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name != SUMS)
     write_text(Path(folder)/SUMS, ''.join(f'{_sum(p)}  {p.name}\n' for p in files))
 
 # %% ../nbs/00_core.ipynb #20560d17
+@contextmanager
+def reading(path):  # what is read, for the message
+    "Within this block, a file that may not be read is a `UserError`."
+    try: yield
+    except PermissionError as e: raise UserError(f'cannot read `{e.filename or path}`: {e.strerror}; its owner has to allow it, or give another one')
+
+def _differs(path, digest):
+    try: return not path.is_file() or _sum(path) != digest
+    except PermissionError: raise
+    except OSError: return True  # the disk cannot read it any more
+
 def wrong_sums(folder):  # -> list of names, empty where there are no sums
-    "The files of a folder that are missing or differ from what was written."
+    "The files of a folder that are missing or differ from what was written; raises `UserError` where they may not be read."
     folder = Path(folder)
-    if not (folder/SUMS).exists(): return []
-    rows = [line.partition('  ') for line in (folder/SUMS).read_text(errors='replace').splitlines()]
-    wrong = [name for digest, _, name in rows if not (folder/name).is_file() or _sum(folder/name) != digest]
+    with reading(folder):
+        if not (folder/SUMS).exists(): return []
+        rows = [line.partition('  ') for line in (folder/SUMS).read_text(errors='replace').splitlines()]
+        wrong = [name for digest, _, name in rows if _differs(folder/name, digest)]
     return wrong if rows and all(name for _, _, name in rows) else [SUMS]
 
 # %% ../nbs/00_core.ipynb #06c68b80
-@contextmanager
-def only_one(path):  # file, which is gone afterwards
-    "Within this block, no other process may be in it for the same file: that one gets a `UserError`."
-    path = Path(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+class _Busy(Exception): "Another process has the lock."
+
+def _lock_posix(path):  # -> the file, open and locked
+    for left in range(9, -1, -1):  # not for ever: there may be file systems whose numbers of files say nothing
         file = open(path, 'a+')
-    with file:
         try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            file.seek(0)
-            if e.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f'{file.read().strip() or "another process"} is working in `{path.parent}`: wait until it ends, or stop it')
-        file.truncate(0)
-        print(f'process {os.getpid()} on {socket.gethostname()}', file=file, flush=True)
-        try: yield
-        finally: path.unlink(missing_ok=True)
+            if e.errno not in (errno.EACCES, errno.EAGAIN): return file  # a file system without locks
+            file.close()
+            raise _Busy
+        with suppress(FileNotFoundError):
+            if not left or os.path.samestat(os.fstat(file.fileno()), os.stat(path)): return file
+        file.close()
+
+# %% ../nbs/00_core.ipynb #7310931b
+@contextmanager
+def _locked(path):  # yields the file, which this process alone has, and removes it
+    if fcntl:
+        with _lock_posix(path) as file:
+            try: yield file
+            finally: Path(path).unlink(missing_ok=True)  # before the lock is gone
+        return
+    from filelock import FileLock, Timeout
+    try: lock = FileLock(f'{path}.lock').acquire(timeout=0)
+    except Timeout: raise _Busy
+    with lock:
+        try:
+            with open(path, 'a+') as file: yield file
+        finally: Path(path).unlink(missing_ok=True)      # Windows removes no open file
+
+# %% ../nbs/00_core.ipynb #a5d0d65e
+def _words(path):  # of who is in
+    try: return path.read_text().strip()
+    except OSError: return ''  # gone meanwhile
+
+_held = {}  # (process, real path of the file) -> who in this process has it
+
+@contextmanager
+def only_one(
+    path,    # file, which is gone afterwards
+    does='', # what is done meanwhile, in words; empty: working in its folder
+):
+    "Within this block, no other process or thread may be in it for the same file: that one gets a `UserError`."
+    path, me, name = Path(path), object(), f'process {os.getpid()} on {socket.gethostname()}'
+    busy = lambda who: UserError(f'{who or "another process"} is {does or f"working in `{path.parent}`"}: wait until it ends, or stop it')
+    mine = os.getpid(), os.path.realpath(path)
+    if _held.setdefault(mine, me) is not me: raise busy(name)
+    try:
+        with ExitStack() as stack:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try: file = stack.enter_context(_locked(path))
+                except _Busy: raise busy(_words(path))
+                file.truncate(0)
+                print(name, file=file, flush=True)
+            yield
+    finally: del _held[mine]
 
 # %% ../nbs/00_core.ipynb #dbf5d914
 def append_jsonl(path, record):  # record: a dict of what JSON knows

@@ -9,7 +9,7 @@ __all__ = ['VIEWS', 'IGNORED', 'START', 'Plan', 'eval_view', 'image_view', 'augm
            'annotation_of', 'Views', 'collate', 'in_workers', 'loader']
 
 # %% ../nbs/07_loader.ipynb #34ee8095
-import atexit, inspect, signal, sys, weakref
+import atexit, inspect, os, signal, sys, weakref
 from bisect import bisect_right
 from functools import lru_cache, partial
 from pathlib import Path
@@ -231,7 +231,7 @@ def _quiet(_):  # signals that reach the whole group are the trainer's to answer
         if not issubclass(kind, (ConnectionError, EOFError)): sys.__excepthook__(kind, *rest)
     sys.excepthook = hook
 
-START = 'fork' if sys.platform == 'linux' else None  # how workers begin; forked ones at once. None: as the system does it
+START = 'fork' if sys.platform == 'linux' and hasattr(os, 'fork') else 'spawn'  # how workers begin; forked ones at once
 
 def in_workers(
     n,  # processes; 0: none, the samples are read where they are asked for

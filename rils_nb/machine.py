@@ -27,10 +27,14 @@ def has_bf16():
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 # %% ../nbs/30_machine.ipynb #6b6d428e
-def _mixed_precision(config):  # -> 'bf16' or 'no', as Accelerate calls them
-    bf16 = has_bf16()
-    if config.precision == 'bf16' and torch.cuda.is_available() and not bf16: raise UserError('this GPU has no bf16: use --precision float32')
-    return 'bf16' if config.precision == 'bf16' or (config.precision == 'auto' and bf16) else 'no'
+def _mixed_precision(config, before=''):  # -> 'bf16' or 'no', as Accelerate calls them; `before`: in which the run computed so far, where it is resumed
+    bf16, words = has_bf16(), dict(bf16='bf16', no='float32')
+    chosen = dict(bf16='bf16', float32='no').get(config.precision) or before or ('bf16' if bf16 else 'no')
+    if chosen == 'bf16' and torch.cuda.is_available() and not bf16: raise UserError(
+        'this GPU has no bf16: ' + ('use --precision float32' if config.precision == 'bf16' else 'this run began in it, so resume it on a machine that has it'))
+    if config.precision == 'auto' and bf16 != (chosen == 'bf16'):
+        notice(f'--precision auto goes on in {words[chosen]}, in which this run began (by itself this machine takes {words["bf16" if bf16 else "no"]})')
+    return chosen
 
 # %% ../nbs/30_machine.ipynb #ce7ee5cf
 def _trackers(config):  # -> list of names
@@ -85,9 +89,12 @@ def _idle_cores(n):  # n processes were started -> str, '' where none are idle
     return f'accelerate launch gives a process 1 thread, and {cores} cores are there: `OMP_NUM_THREADS={cores // n} accelerate launch ...` uses them'
 
 # %% ../nbs/30_machine.ipynb #09645b15
-def start(config):  # -> Accelerator
+def start(
+    config,    # Config
+    before='', # precision in which the run computed so far, where it is resumed, as Accelerate calls it
+):  # -> Accelerator
     "The processes and devices of a run; raises `UserError` if they are not what the config asks for."
-    precision, trackers = _mixed_precision(config), _trackers(config)
+    precision, trackers = _mixed_precision(config, before), _trackers(config)
     torch.set_float32_matmul_precision('highest' if config.precision == 'float32' else 'high')  # whoever types float32 means it; else TF32 on GPUs
     if not torch.cuda.is_available(): tune_cpu(precision == 'bf16')
     ddp = DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType('bf16' if config.reduce == 'bf16' else 'no'))

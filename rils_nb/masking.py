@@ -82,5 +82,5 @@ def semantic(
     n_visible(n, ratio)
     gumbel = -(-noise(keys, n).clamp(min=1e-300).log()).log()                # (B,N) float64
     order = (scores.double().clamp(min=1e-300).log() + gumbel).argsort(dim=1, descending=True)
-    v = min(n, math.ceil(n * (1 - ratio) - 1e-9))
+    v = min(n - (ratio > 0), math.ceil(n * (1 - ratio) - 1e-9))              # a small share of few patches is one patch, and not none
     return Mask(order[:, :v].sort(dim=1).values, order[:, v:].sort(dim=1).values)

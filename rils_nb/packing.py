@@ -18,7 +18,7 @@ from PIL import Image
 import torch
 from torchvision.transforms import v2
 import webdataset as wds
-from .core import UserError, key, noise, progress_bar, write_text
+from .core import UserError, key, noise, only_one, progress_bar, write_text, writing
 from .loader import IGNORED, annotation_of
 from .samples import BadSample, IMAGES, _tokens, caption_id, clean_captions, decode_image, encode_png, kinds
 
@@ -87,6 +87,17 @@ def _annotation(source, i, image):  # what is known of its pixels, where there a
 def _order(n, seed): return range(n) if seed is None else noise(torch.tensor([key(seed, 'pack')]), n)[0].argsort().tolist()
 
 # %% ../nbs/41_packing.ipynb #5e694b7b
+def _names_of(source, out):  # -> dict: file of names of classes beside the shards -> the names, or None
+    kinds = dict(classes=source.classes) | {f'{k}-classes': getattr(source, f'{name}_names', None) for k, name in (('map', 'semantic'), ('object', 'object'))}
+    return {out.parent/f'{out.name}-{kind}.txt': names for kind, names in kinds.items()}
+
+def _check_free(source, out):  # that nothing of an earlier pack would be taken for this one's
+    if list(out.parent.glob(f'{glob.escape(out.name)}-*.tar')): raise UserError(f'`{out}-*.tar` exist already: choose another name, or move them away')
+    for path, names in _names_of(source, out).items():
+        if path.exists() and not names: raise UserError(
+            f'`{path}` is left from an earlier pack and would name the classes of this one, which has no such names: choose another name, or move it away')
+
+# %% ../nbs/41_packing.ipynb #4ffb21bd
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
@@ -95,21 +106,23 @@ def pack(
     quality=90,     # of JPEGs that were resized
     shuffle=0,      # seed of the order in which samples are written; None: as the source has them
 ):  # -> list of paths, list of (kind, where) of what was left out
-    "Write shards; raises `UserError` if there are some of this name already."
-    out = Path(out)
-    if list(out.parent.glob(f'{glob.escape(out.name)}-*.tar')): raise UserError(f'`{out}-*.tar` exist already: choose another name, or move them away')
+    "Write shards; raises `UserError` if there are some of this name already, or somebody is writing them."
+    out, bad = Path(out), list(getattr(source, 'bad', ()))
     out.parent.mkdir(parents=True, exist_ok=True)
-    bad = list(getattr(source, 'bad', ()))
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as aside:
-        with wds.ShardWriter(f'{aside}/{out.name}'.replace('%', '%%') + '-%06d.tar', maxcount=per_shard, encoder=False, mtime=0, verbose=0) as writer:
-            for i in progress_bar(_order(len(source), shuffle), desc='packing', unit='pair'):
-                try: writer.write({'__key__': f'{i:09}'} | _members(source, i, resize, quality))
-                except BadSample as e: bad.append((e.kind, e.where))
-            if not writer.total: raise UserError(f'nothing to pack: all {len(source)} samples are damaged (rils-data check names them)')
-        paths = [out.parent/p.name for p in sorted(Path(aside).glob('*.tar'))]
-        for p in paths: os.replace(Path(aside)/p.name, p)
-        for what, names in (('classes', source.classes), *((f'{k}-classes', getattr(source, f'{name}_names', None)) for k, name in (('map', 'semantic'), ('object', 'object')))):
-            if names and paths: write_text(out.parent/f'{out.name}-{what}.txt', '\n'.join(names) + '\n')
+    with only_one(out.parent/f'.{out.name}.packing', f'packing `{out}`'):
+        _check_free(source, out)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as aside:
+            with wds.ShardWriter(f'{aside}/{out.name}'.replace('%', '%%') + '-%06d.tar', maxcount=per_shard, encoder=False, mtime=0, verbose=0) as writer:
+                for i in progress_bar(_order(len(source), shuffle), desc='packing', unit='pair'):
+                    try: writer.write({'__key__': f'{i:09}'} | _members(source, i, resize, quality))
+                    except BadSample as e: bad.append((e.kind, e.where))
+                if not writer.total: raise UserError(f'nothing to pack: all {len(source)} samples are damaged (rils-data check names them)')
+            paths = [out.parent/p.name for p in sorted(Path(aside).glob('*.tar'))]
+            _check_free(source, out)  # again, for file systems without locks
+            for path, names in _names_of(source, out).items():
+                if names: write_text(path, '\n'.join(names) + '\n')
+            with writing(out):
+                for p in paths: os.replace(Path(aside)/p.name, p)
     return paths, bad
 
 # %% ../nbs/41_packing.ipynb #74f1819d

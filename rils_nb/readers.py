@@ -21,7 +21,7 @@ from .folders import ClassFolders, Folder, _folder, _has_classes, _images
 from .labels import class_names
 from .scenes import Scenes
 from .samples import BadSample, bounded
-from .shards import _ORDER, WINDOW, _after_the_first, _index, _length, shard_paths
+from .shards import _ORDER, WINDOW, _after_the_first, _index, _length, pread, shard_paths
 from .sources import Source
 from .tables import Manifest, _Rows
 
@@ -37,6 +37,7 @@ class Shards(Source):
         many = len(self.paths) > 16
         with _after_the_first(os.path.dirname(self.paths[0]) or '.'):
             parts = process_map(_length, self.paths, chunksize=1, desc='scanning shards', disable=None) if many else list(map(_length, self.paths))
+        self.digests, parts = [digest for *_, digest in parts], [part[:3] for part in parts]
         self.lengths, self.bad = [n for n, _, _ in parts], [tuple(b) for _, bad, _ in parts for b in bad]
         self.kept = [rows for _, _, rows in parts]
         self.starts = np.cumsum([0] + self.lengths).tolist()
@@ -70,8 +71,8 @@ def _read(self:Shards, shard, offset, size):  # offset in blocks
     try:
         if shard not in self.files:
             if len(self.files) >= 256: os.close(self.files.pop(next(iter(self.files))))
-            self.files[shard] = os.open(self.paths[shard], os.O_RDONLY)
-        data = os.pread(self.files[shard], size, offset * 512)
+            self.files[shard] = os.open(self.paths[shard], os.O_RDONLY | getattr(os, 'O_BINARY', 0))
+        data = pread(self.files[shard], size, offset * 512)
     except OSError as e: raise BadSample('file', f'{self.paths[shard]} ({e.strerror})')
     if len(data) < size: raise BadSample('tar', f'{self.paths[shard]} became shorter')
     return data

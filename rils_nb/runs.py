@@ -6,22 +6,24 @@ Docs: https://rils-nb.github.io/rils_nb/runs.html.md"""
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'EMA', 'CLASSES', 'write_tensors', 'write_names', 'names_in', 'save', 'read_tensors', 'not_finite',
-           'newest', 'load', 'steps_of', 'is_longer', 'claim', 'tidy', 'snapshot', 'write_checkpoint', 'order_of',
-           'restore', 'best_of', 'mark_best', 'Saver', 'note_bad', 'bad_kinds', 'check_whole']
+           'newest', 'load', 'state_of', 'steps_of', 'is_longer', 'claim', 'tidy', 'snapshot', 'write_checkpoint',
+           'order_of', 'precision_of', 'restore', 'note_bad', 'bad_kinds', 'check_whole']
 
 # %% ../nbs/14_runs.ipynb #d4aae982
-import dataclasses, json, os, threading
+import dataclasses, json, os
+from itertools import count
 from pathlib import Path
 
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
-import torch
-from .core import SUMS, UserError, append_jsonl, aside_of, key, notice, read_jsonl, remove_folder, sweep, write_sums, write_text, writing, writing_folder, wrong_sums
+from .core import SUMS, UserError, append_jsonl, aside_of, key, notice, read_jsonl, reading, sweep, write_sums, write_text, writing, writing_folder, wrong_sums
+from .checkpoints import checkpoints_of, follow
 from .config import differences, from_json, to_json
-from .processes import all_sum, cut_like, gathered
+from .processes import cut_like, gathered
 from .samples import kinds
 from .shards import WINDOW
 from .methods import make
+import rils_nb.order  # gives sources their fingerprints
 
 # %% ../nbs/14_runs.ipynb #fbaa9e13
 WEIGHTS, EMA, CLASSES = 'model.safetensors', 'ema.safetensors', 'classes.txt'
@@ -31,8 +33,15 @@ def write_tensors(
     path,     # .safetensors file to write
 ):
     "Write tensors; an error of the disk is an `OSError`."
-    try: save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+    aside = aside_of(path)
+    try:
+        aside.touch()
+        mode = aside.stat().st_mode
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, aside)
+        os.chmod(aside, mode)  # safetensors makes files that nobody else may read, whatever the umask says
+        os.replace(aside, path)
     except SafetensorError as e: raise OSError(str(e))
+    finally: aside.unlink(missing_ok=True)
 
 # %% ../nbs/14_runs.ipynb #51aded6f
 def write_names(
@@ -58,8 +67,10 @@ def save(
     write_text(Path(folder)/'config.json', to_json(method.config))
 
 def read_tensors(path):  # a .safetensors file -> dict of tensors
-    "All tensors of a safetensors file; raises `UserError` for a damaged or missing one."
-    try: return load_file(path)
+    "All tensors of a safetensors file; raises `UserError` for a damaged or missing one, and for one that may not be read."
+    try:
+        with reading(path): open(path, 'rb').close()  # safetensors says of a file that may not be read that it is not there
+        return load_file(path)
     except FileNotFoundError: raise UserError(f'`{path}` does not exist')
     except (SafetensorError, OSError, ValueError) as e: raise UserError(f'`{path}` is damaged or no safetensors file ({e})')
 
@@ -74,7 +85,9 @@ def _spoilt(folder):  # weights of a checkpoint that are not finite, in words, o
 
 def _fault(folder):  # what is wrong with a checkpoint, or ''
     try:
+        open(folder/WEIGHTS, 'rb').close()
         with safe_open(folder/WEIGHTS, 'pt') as f: f.keys()
+    except PermissionError: raise
     except (SafetensorError, OSError): return f'{WEIGHTS} cannot be opened'
     if not (folder/'config.json').exists(): return 'it has no config.json'
     wrong = wrong_sums(folder)
@@ -82,14 +95,15 @@ def _fault(folder):  # what is wrong with a checkpoint, or ''
 
 # %% ../nbs/14_runs.ipynb #a89f63c1
 def newest(run):  # run folder or checkpoint folder -> checkpoint folder
-    "The newest checkpoint of a run that is whole; raises `UserError` where there is none."
-    run = Path(run)
-    if run.is_symlink(): run = run.resolve()  # checkpoints/best
+    "The newest checkpoint of a run that is whole; raises `UserError` where there is none, or it may not be read."
+    with reading(run): return _newest(follow(run))
+
+def _newest(run):
     if (run/WEIGHTS).exists():
         if wrong := wrong_sums(run): raise UserError(f'`{run}` is damaged: {", ".join(wrong)} changed since it was written, see {SUMS}')
         if wrong := _spoilt(run): raise UserError(f'`{run}` is of no use: {wrong}; take an earlier checkpoint')
         return run
-    found = sorted((run/'checkpoints').glob('step-*'), reverse=True)
+    found = checkpoints_of(run)[::-1]
     faults = {}
     for folder in found:
         if fault := _fault(folder): faults[folder] = fault
@@ -109,7 +123,8 @@ def load(
 ):  # -> Method in evaluation mode
     "Load a method from a run or a checkpoint."
     folder = newest(path)
-    try: config = from_json((folder/'config.json').read_text())
+    try:
+        with reading(folder): config = from_json((folder/'config.json').read_text())
     except OSError: raise UserError(f'`{folder}` has no config.json, which says what its weights are')
     method, tensors = make(config), read_tensors(folder/(WEIGHTS if raw or not (folder/EMA).exists() else EMA))
     mine = method.state_dict()
@@ -120,9 +135,17 @@ def load(
     return method.eval()
 
 # %% ../nbs/14_runs.ipynb #a857c726
+def state_of(folder):  # checkpoint folder -> dict
+    "What a checkpoint knows of its training beside weights and config: its step, and what the order of its samples depends on."
+    try:
+        with reading(folder): state = json.loads((folder/'trainer.json').read_text())
+        return state | dict(step=int(state['step']))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f'`{folder}/trainer.json` says nothing of a training that could go on ({type(e).__name__}): weights alone start another run with --init')
+
 def steps_of(folder):  # checkpoint folder -> int
     "How many steps a checkpoint has behind it."
-    return json.loads((folder/'trainer.json').read_text())['step']
+    return state_of(folder)['step']
 
 def is_longer(
     old,    # Config of a run
@@ -138,14 +161,15 @@ def claim(config):  # -> checkpoint folder to resume from, or None
     out = Path(config.out)
     if out.exists() and not out.is_dir(): raise UserError(f'`{out}` is a file: choose another run folder with --out')
     held = out/'config.json'
-    if not held.exists(): return None
-    if not config.resume: raise UserError(f'`{out}` holds a run already: continue it with --resume, or choose another folder with --out')
-    folder = newest(out) if any((out/'checkpoints').glob('step-*')) else None
-    for written in filter(None, (held, folder and folder/'config.json')):
-        old = from_json(written.read_text())
-        if folder and is_longer(old, config, steps_of(folder)): old = dataclasses.replace(old, steps=config.steps)
-        changed = differences(old, config)
-        if changed: raise UserError(f'`{written}` is of another run, which cannot be resumed ({"; ".join(changed)}): choose another folder with --out')
+    with reading(out):
+        if not held.exists(): return None
+        if not config.resume: raise UserError(f'`{out}` holds a run already: continue it with --resume, or choose another folder with --out')
+        folder = newest(out) if checkpoints_of(out) else None
+        for written in filter(None, (held, folder and folder/'config.json')):
+            old = from_json(written.read_text())
+            if folder and is_longer(old, config, steps_of(folder)): old = dataclasses.replace(old, steps=config.steps)
+            changed = differences(old, config)
+            if changed: raise UserError(f'`{written}` is of another run, which cannot be resumed ({"; ".join(changed)}): choose another folder with --out')
     return folder
 
 # %% ../nbs/14_runs.ipynb #9010bfce
@@ -158,9 +182,12 @@ def tidy(
     first = steps_of(resume_from) if resume_from else 0
     for folder in (out, checkpoints): sweep(folder)
     with writing(checkpoints):
-        for f in checkpoints.glob('step-*'):
-            if resume_from and f.name > resume_from.name: os.replace(f, f.with_name(f'damaged-{f.name}'))
-        if (checkpoints/'best').is_symlink() and not (checkpoints/'best').exists(): (checkpoints/'best').unlink()
+        for f in checkpoints_of(out):
+            if not resume_from or int(f.name[5:]) <= int(resume_from.name[5:]): continue
+            names = (f.with_name(f'damaged-{f.name}' + f'-{k}' * (k > 1)) for k in count(1))
+            os.replace(f, next(p for p in names if not p.exists()))  # the same step may have been damaged before
+        best = checkpoints/'best'
+        if (best.is_symlink() or best.is_file()) and not follow(best).exists(): best.unlink()
     for log, last in (('log.jsonl', first), ('bad.jsonl', first - 1)):  # damaged samples are listed with steps counted from 0
         rows = read_jsonl(out/log)
         kept = [r for r in rows if r.get('step', 0) <= last]
@@ -201,11 +228,19 @@ def order_of(
     resume_from, # checkpoint folder or None
     teacher='',  # name and hash of the teacher that the method asks
     classes=None,# names of the classes that it tells apart
-):  # -> dict: order (a hash of the shards' sizes), window (samples that are shuffled together), teacher, classes
+    precision='',# in which the run computes, as Accelerate calls it
+):  # -> dict: order (a hash of the shards' sizes), names (the data's fingerprint), window (samples that are shuffled together), precision, teacher, classes
     "What a run depends on, beside its config and its seed."
-    state = json.loads((resume_from/'trainer.json').read_text()) if resume_from else dict(window=WINDOW)
-    window = state.get('window', 20_000)  # of checkpoints that do not say it
-    return dict(order=key(*source.sizes), window=window) | (dict(teacher=teacher) if teacher else {}) | (dict(classes=classes) if classes else {})
+    state = state_of(resume_from) if resume_from else dict(window=WINDOW)
+    more = dict(names=getattr(source, 'fingerprint', lambda: None)(), precision=precision, teacher=teacher, classes=classes)
+    return dict(order=key(*source.sizes), window=state.get('window', 20_000)) | {k: v for k, v in more.items() if v}  # 20,000: of checkpoints that do not say it
+
+def precision_of(config):  # of a run that may be resumed -> 'bf16', 'no', or '' where nothing says it
+    "In which precision the run computed so far."
+    def said(folder):
+        try: return state_of(folder).get('precision')
+        except UserError: return ''  # damaged, and passed over
+    return next(filter(None, map(said, checkpoints_of(config.out)[::-1])), '') if config.resume else ''
 
 # %% ../nbs/14_runs.ipynb #7ecbb6e9
 def restore(
@@ -215,9 +250,12 @@ def restore(
     order,      # dict of `order_of`
 ):  # -> step
     "Load what the optimizer remembers; returns how many steps were made."
-    state = json.loads((folder/'trainer.json').read_text())
+    state = state_of(folder)
     if state.get('order', order['order']) != order['order']:
         raise UserError(f'the data are not those of `{folder}`: shards were added, removed or changed in size, so the order of samples would be another')
+    if None not in (state.get('names'), order.get('names')) and state['names'] != order['names']:
+        raise UserError(f'the data are not those of `{folder}`: as many samples, but not in the same places (rows or files were renamed, exchanged or sorted anew, '
+                        'or shards written anew), so the order would be another: put them back as they were, or begin another run')
     if state.get('teacher') != order.get('teacher'):
         raise UserError(f'`{folder}` had the teacher `{state.get("teacher")}`, and this is `{order.get("teacher")}`: its weights changed, so the run would become another one')
     if names_in(folder) != order.get('classes'):
@@ -227,69 +265,6 @@ def restore(
         mine = {k.rpartition('/')[2]: v for k, v in memory.items() if k.rpartition('/')[0] == n}
         if mine: optimizer.state[p] = {k: cut_like(v, p) if v.shape == p.shape else v.to(p.device) for k, v in mine.items()}  # `step` is one number
     return state['step']
-
-# %% ../nbs/14_runs.ipynb #199ab18b
-def best_of(checkpoints):  # folder -> checkpoint folder or None, dict: result -> value
-    "The best checkpoint so far."
-    link = Path(checkpoints)/'best'
-    return (link.resolve(), json.loads((link/'best.json').read_text())) if (link/'best.json').exists() else (None, {})
-
-def mark_best(
-    folder,  # checkpoint folder
-    result,  # dict: result -> value
-):
-    "Make a checkpoint the best one."
-    write_text(folder/'best.json', json.dumps(result) + '\n')
-    aside = aside_of(folder.with_name('best'))
-    with writing(folder.with_name('best')):
-        os.symlink(folder.name, aside)
-        os.replace(aside, folder.with_name('best'))
-
-# %% ../nbs/14_runs.ipynb #0866de22
-class Saver:
-    "Writes checkpoints in a thread, one at a time."
-    def __init__(self,
-        acc,     # Accelerator; only its main process writes
-        config,  # Config
-        order,   # dict of `order_of`
-        first,   # how many steps the checkpoint had that was resumed from
-    ):
-        self.acc, self.config, self.order, self.last = acc, config, order, first
-        self.folder, self.thread, self.error = Path(config.out)/'checkpoints', None, None
-
-    def save(self,
-        step,       # how many steps were made
-        take,       # function that gives the `snapshot`, of whether to keep it
-        best=None,  # dict of the result that makes it the best so far
-    ):
-        "Write the checkpoint of a step, unless it is there; wait for the one before first. All processes must call this."
-        self.wait()
-        files = take(self.acc.is_main_process) if step != self.last else None
-        self.last = step
-        if self.error or not self.acc.is_main_process: return
-        self.thread = threading.Thread(target=self._write, args=(step, files, best))
-        self.thread.start()
-
-    def _write(self, step, files, best):
-        folder = self.folder/f'step-{step:07}'
-        try:
-            if files: write_checkpoint(folder, files, self.config, step, self.order)
-            if best: mark_best(folder, best)
-            for old in sorted(self.folder.glob('step-*'))[:-self.config.keep]:
-                if old.resolve() != best_of(self.folder)[0]: remove_folder(old)
-        except UserError as e: self.error = UserError(f'{e}; the checkpoints before it stand, and --resume goes on from the newest')
-        except Exception as e: self.error = e
-
-    def wait(self):
-        "Wait for the thread."
-        if self.thread: self.thread.join()
-        self.thread = None
-
-    def settle(self):
-        "Wait until all is written; where that failed, all processes raise."
-        self.wait()
-        failed = all_sum(torch.tensor(float(self.error is not None), device=self.acc.device)).item()
-        if failed: raise self.error or UserError('the main process could not write a checkpoint')
 
 # %% ../nbs/14_runs.ipynb #4ed73537
 def note_bad(

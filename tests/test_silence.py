@@ -1,5 +1,6 @@
 """What once went wrong without a word, as a user would meet it: each case is the script that showed it, and fails on commit c77e152."""
-import json, math, os, pickle, signal, subprocess, sys, tracemalloc
+import json, math, os, pickle, shutil, signal, subprocess, sys, tempfile, threading, tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -292,3 +293,195 @@ def test_data_of_the_training_are_no_test(tmp_path, capsys):
     model = make(replace(SMALL, data='scenes:n=64')).eval()
     harness.run_tasks(model, replace(SMALL, eval_data='scenes:n=64'), Scenes(n=64), ['retrieval'])
     assert 'is what this model was trained on' in capsys.readouterr().err
+
+# The order of the data
+
+def _image(path, i=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(Scenes(n=64).image(i).permute(1, 2, 0).numpy()).save(path)
+
+def _table(d, order):
+    for i in range(16): _image(d/f'{i}.png', i)
+    (d/'t.csv').write_text('image,caption\n' + ''.join(f'{i}.png,number {i}\n' for i in order))
+    return str(d/'t.csv')
+
+def _folder(d, order):
+    for k, i in enumerate(order):
+        _image(d/'pairs'/f'{k:02}.png', i)
+        (d/'pairs'/f'{k:02}.txt').write_text(f'number {i}')
+    if order[0]: (d/'pairs'/'00.png').rename(d/'pairs'/'99.png'), (d/'pairs'/'00.txt').rename(d/'pairs'/'99.txt')
+    return str(d/'pairs')
+
+def _shards(d, order):
+    class Given:
+        sizes, classes = [16], None
+        def __len__(self): return 16
+        def read(self, i): return dict(image=Scenes(n=64).image(order[i]), captions=[f'number {order[i]}'])
+    for p in d.glob('s-*'): p.unlink()
+    pack(Given(), d/'s', shuffle=None)
+    return f'{d}/s-*.tar'
+
+@pytest.mark.parametrize('write', [_table, _folder, _shards])
+def test_26_8_samples_that_changed_places_are_other_data(tmp_path, write):
+    config = replace(SMALL, method='mae', data=write(tmp_path, range(16)), out=str(tmp_path/'run'), steps=1)
+    assert fit(config) == 0
+    write(tmp_path, [5, *range(1, 5), 0, *range(6, 16)])
+    with pytest.raises(UserError, match='as many samples, but not in the same places'): fit(replace(config, resume=True, steps=2))
+    write(tmp_path, range(16))
+    if write is not _folder: assert fit(replace(config, resume=True, steps=2)) == 0     # as they were, or written anew
+
+# Other systems
+
+WITHOUT = '''
+import os, sys
+for module in ('fcntl', 'resource', 'pwd', 'grp'): sys.modules[module] = None
+for name in ('getuid', 'pread', 'fork', 'sched_getaffinity'): delattr(os, name)
+import importlib, pkgutil, rils_nb
+for m in pkgutil.walk_packages(rils_nb.__path__, 'rils_nb.'): importlib.import_module(m.name)
+from rils_nb import evaluate, fit, load, open_source
+from rils_nb.config import Config
+from rils_nb.packing import check, pack
+pack(open_source('scenes:n=24'), 's', per_shard=10)
+config = Config(image_size=16, batch=8, steps=3, precision='float32', data='s-*.tar', eval_data='', tasks='', out='run')
+assert fit(config) == 0
+print(evaluate(load('run'), open_source('s-*.tar'), 'retrieval')['retrieval/n'], check(open_source('s-*.tar'))[0]['good'])
+'''
+
+def test_26_9_nothing_of_posix_is_needed(tmp_path):
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT], cwd=tmp_path, capture_output=True, text=True, timeout=900,
+                          env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])))
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == '24 24', done.stderr[-2000:]
+
+# Shares of small numbers
+
+def test_26_13_a_grid_of_rates_is_chosen_on_something():
+    def held(seed):
+        method = make(Config(method='linear', seed=seed, opts='classes=64,rates=0.1:1:10'))
+        method.meet_data(Scenes(n=50))
+        return int(method.outside(range(50)).sum()), int(method.choice.best())
+    found = [held(seed) for seed in range(12)]
+    assert min(n for n, _ in found) >= 1 and {best for _, best in found} == {1}         # and where all are equally right it is not the smallest rate
+
+def test_26_13_a_share_of_few_is_one():
+    from rils_nb.dense.proposals import pick
+    from rils_nb.masking import semantic
+    from rils_nb.optim import lr_at
+    assert semantic(torch.tensor([7]), 16, 0.03, torch.ones(1, 16)).hidden.shape == (1, 1)
+    assert len(pick(torch.ones(9), 1, 0.25, torch.tensor(7))[0]) == 1
+    config = Config(warmup=0.04, min_lr=0.)
+    assert [lr_at(s, 10, config) for s in (0, 1)] == [config.lr] * 2                       # the first is the warm-up's, the second begins the decay
+
+# A first step that is skipped
+
+@pytest.mark.parametrize('name', ['adamw', 'sgd', 'lars'])
+def test_26_14_a_skipped_first_step_leaves_no_memory(name):
+    from rils_nb.optim import OPTIMIZERS
+    def weights(*found):
+        p = torch.nn.Parameter(torch.ones(3, 3))
+        optimizer = OPTIMIZERS[name]([dict(params=[p], decays=True, weight_decay=0., factor=1.)], Config(lr=0.1))
+        for optimizer.found_inf in map(torch.tensor, found):
+            p.grad = torch.full_like(p, torch.nan if optimizer.found_inf else 0.5)
+            optimizer.step()
+        return p.detach()
+    torch.use_deterministic_algorithms(True)                                            # fills new memory with NaN
+    try: assert weights(1., 0., 0.).equal(weights(0., 0.)) and not weights(0.).isnan().any()
+    finally: torch.use_deterministic_algorithms(False)
+
+# Two at a time
+
+class _Slow:
+    sizes, bad, classes = [4], (), None
+    def __init__(self, value): self.value, self.begun, self.go = value, threading.Event(), threading.Event()
+    def __len__(self): return 4
+    def read(self, i):
+        self.begun.set()
+        assert self.go.wait(60)
+        return dict(image=torch.full((3, 8, 8), self.value, dtype=torch.uint8), captions=[f'of {self.value}'])
+
+def test_26_15_two_packs_of_one_name(tmp_path):
+    one, two = _Slow(1), _Slow(2)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(pack, one, tmp_path/'s', 1)
+        assert one.begun.wait(60)
+        second = pool.submit(pack, two, tmp_path/'s', 2)
+        two.go.set()
+        with pytest.raises(UserError, match='is packing .*wait until it ends'): second.result(60)
+        one.go.set()
+        first.result(60)
+    packed = open_source(f'{tmp_path}/s-*.tar')
+    assert [packed.read(i)['captions'] for i in range(4)] == [['of 1']] * 4
+
+def test_26_15_names_of_a_deleted_pack(tmp_path):
+    for p in pack(Scenes(n=4), tmp_path/'s')[0]: p.unlink()
+    source = _Slow(1)
+    source.go.set()
+    with pytest.raises(UserError, match='is left from an earlier pack'): pack(source, tmp_path/'s')
+
+def test_26_15_one_process_after_the_other(tmp_path, monkeypatch):
+    "The first leaves between the moment in which the second opens the file and the moment in which it locks it; then a third one comes."
+    import fcntl
+    from rils_nb import core
+    inside = 'import sys; from rils_nb.core import only_one\nwith only_one(sys.argv[1]): print("in", flush=True); sys.stdin.read()'
+    lockf, others = fcntl.lockf, []
+    def slow(*args):
+        if not others:
+            (tmp_path/'running').unlink()
+            others.append(subprocess.Popen([sys.executable, '-c', inside, str(tmp_path/'running')], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert others[0].stdout.readline() == b'in\n'
+        return lockf(*args)
+    monkeypatch.setattr(fcntl, 'lockf', slow)
+    with pytest.raises(UserError, match=r'process \d+ on .* is working in'):
+        with core.only_one(tmp_path/'running'): pass
+    others[0].communicate()
+
+# Whose files they are
+
+def test_26_19_files_follow_the_umask(tmp_path):
+    config = replace(SMALL, method='mae', steps=1)
+    for umask, modes in ((0o027, {'0o640', '0o750'}), (0o077, {'0o600', '0o700'})):
+        before = os.umask(umask)
+        try: assert fit(replace(config, out=str(tmp_path/f'{umask:o}'))) == 0
+        finally: os.umask(before)
+        found = list((tmp_path/f'{umask:o}').rglob('*'))
+        assert {oct(p.stat().st_mode & 0o777) for p in found} == modes, {p.name: oct(p.stat().st_mode) for p in found}
+
+def test_26_19_what_may_not_be_read_is_not_damaged():
+    with tempfile.TemporaryDirectory() as d:                                            # pytest's own folders are closed to others
+        Path(d).chmod(0o755)
+        config = replace(SMALL, method='mae', steps=1, out=f'{d}/run')
+        assert fit(config) == 0
+        load(config.out)
+        checkpoint, user = newest(config.out), os.geteuid()
+        (checkpoint/WEIGHTS).chmod(0)
+        try:
+            if user == 0: os.seteuid(65534)                                            # root may read everything
+            for given in (config.out, checkpoint):
+                with pytest.raises(UserError, match=f'cannot read .*{WEIGHTS}`: Permission denied'): load(given)
+        finally: os.seteuid(user)
+
+# Going on
+
+def test_26_20_a_folder_of_the_user_stays(tmp_path):
+    config = replace(SMALL, method='mae', steps=2, keep=1, out=str(tmp_path/'run'))
+    assert fit(config) == 0
+    checkpoints = tmp_path/'run'/'checkpoints'
+    for name in ('step-0000002-before-longer', 'step-best', 'step-9'): shutil.copytree(checkpoints/'step-0000002', checkpoints/name)
+    assert newest(tmp_path/'run').name == 'step-0000002'
+    assert fit(replace(config, steps=4, resume=True)) == 0
+    assert sorted(p.name for p in checkpoints.iterdir()) == ['step-0000002-before-longer', 'step-0000004', 'step-9', 'step-best']
+
+def test_26_20_ten_million_steps_are_more_than_one(tmp_path):
+    config = replace(SMALL, method='mae', steps=1, out=str(tmp_path/'run'))
+    assert fit(config) == 0
+    checkpoints = tmp_path/'run'/'checkpoints'
+    for name in ('step-9999999', 'step-10000000'): shutil.copytree(checkpoints/'step-0000001', checkpoints/name)
+    assert newest(tmp_path/'run').name == 'step-10000000'
+
+def test_26_20_precision_stays_what_it_was(tmp_path, monkeypatch, capsys):
+    config = replace(SMALL, method='mae', steps=1, precision='auto', out=str(tmp_path/'run'))
+    monkeypatch.setattr('rils_nb.machine.has_bf16', lambda: False)
+    assert fit(config) == 0
+    monkeypatch.setattr('rils_nb.machine.has_bf16', lambda: True)
+    assert fit(replace(config, steps=2, resume=True)) == 0
+    said = capsys.readouterr()
+    assert said.out.count(' on cpu, float32;') == 2 and 'goes on in float32, in which this run began' in said.err

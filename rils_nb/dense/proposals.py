@@ -27,7 +27,7 @@ def pick(
     def first(which, k):
         found = which.nonzero()[:, 0]
         return found[u[found].argsort()[:k]]
-    some = first(kinds > 0, int(n * share))
+    some = first(kinds > 0, min(n, max(1, int(n * share))))  # a share of few places is one, and not none
     return some, first(kinds == 0, n - len(some))
 
 # %% ../../nbs/dense/83_proposals.ipynb #e47dc194

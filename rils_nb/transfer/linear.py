@@ -14,7 +14,7 @@ from fastcore.basics import patch
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..core import Registry, UserError, key, noise
+from ..core import Registry, UserError, key, noise, notice
 from ..losses import global_mean
 from ..masking import from_scores
 from ..methods import METHODS
@@ -57,8 +57,12 @@ def numbers(text):  # '0.1:1' -> list of floats
 # %% ../../nbs/transfer/73_linear.ipynb #37db180b
 class Choice(nn.Module):
     "Counts how often each of several classifiers is right on what is held out."
-    def __init__(self, n):
+    def __init__(self,
+        rates,  # factors of the learning rate, one for each classifier
+    ):
         super().__init__()
+        n = len(rates)
+        self.register_buffer('far', torch.tensor(rates).log().abs(), persistent=False)  # from --lr
         for name, v in dict(right=torch.zeros(n), seen=torch.zeros(())).items(): self.register_buffer(name, v)
 
     @torch.no_grad()
@@ -69,8 +73,8 @@ class Choice(nn.Module):
         self.seen += new[-1]
 
     def best(self):  # -> int64 scalar
-        "The classifier that is right most often; the first, where nothing was held out."
-        return self.right.argmax()
+        "The classifier that is right most often; of several, the one whose rate is nearest to --lr."
+        return self.far.masked_fill(self.right < self.right.max(), math.inf).argmin()
 
 # %% ../../nbs/transfer/73_linear.ipynb #8accb60e
 @METHODS.register('linear')
@@ -100,7 +104,7 @@ class Linear(Labelled):
         widths = {pool: FEATURES[pool](torch.zeros(1, 2, self.visual.width)).shape[1] for pool, _ in self.grid}
         self.norms = nn.ModuleDict({pool: Standardise(w) if standardise else nn.Identity() for pool, w in widths.items()})
         self.heads = nn.ModuleList(classifier(widths[pool], self.n_classes, head_init) for pool, _ in self.grid)
-        self.choice = Choice(len(self.grid))
+        self.choice, self.below = Choice([rate for _, rate in self.grid]), held_out
 
     def lr_factor(self, name): return self.grid[int(name.split('.')[1])][1]
 
@@ -108,6 +112,22 @@ class Linear(Labelled):
         super().train(mode)
         self.visual.eval()
         return self
+
+# %% ../../nbs/transfer/73_linear.ipynb #5e496bc7
+@patch
+def lots(self:Linear, samples):  # list of B numbers -> (B,) float64
+    "The lot of each image, in [0, 1): those below a bound are held out."
+    return noise(torch.tensor(samples) ^ key(self.config.seed, 'held out'), 1)[:, 0]
+
+@patch
+def meet_data(self:Linear, source):
+    super(Linear, self).meet_data(source)
+    n, share = len(source), self.held_out
+    if len(self.grid) < 2 or n < 2 or n * min(share, 1 - share) > 100: return  # so many that chance leaves no side without
+    lots = self.lots(range(n)).sort().values
+    k = min(max(1, int((lots < share).sum())), n - 1)
+    self.below = lots[k].item()
+    if k < 10: notice(f'held_out={share:g} of {n} images is {k}: the choice among {len(self.grid)} classifiers hangs on so few; --opts held_out={min(0.5, 20 / n):.2g} holds out more')
 
 # %% ../../nbs/transfer/73_linear.ipynb #d8e309f2
 @patch
@@ -145,7 +165,7 @@ def features(self:Linear, image):  # (B,3,H,W) uint8 -> tuple of (B,D), one for 
 @patch
 def outside(self:Linear, samples):  # list of B numbers -> (B,) bool
     "The images that are held out."
-    return (noise(torch.tensor(samples) ^ key(self.config.seed, 'held out'), 1)[:, 0] < self.held_out).to(self.choice.right.device)
+    return (self.lots(samples) < self.below).to(self.choice.right.device)
 
 @patch
 def judge(self:Linear, found, labels, out):  # tuple of (B,D), (B,), (B,) bool -> (H,) losses, (H,B) bool
@@ -164,7 +184,8 @@ def forward(self:Linear, batch):  # dict -> dict
     with torch.autocast(out.device.type, enabled=False): losses, hits = self.judge(found, batch['label'], out)
     self.choice.count(hits, out, batch.get('progress', 1.))
     best = self.choice.best()
-    told = dict(cross_entropy=losses[best], accuracy=hits[best].to(losses.dtype).mean(), held_out=self.choice.right[best] / self.choice.seen.clamp(min=1e-30))
+    told = dict(cross_entropy=losses[best], accuracy=hits[best].to(losses.dtype).mean())
+    if self.held_out: told['held_out'] = self.choice.right[best] / self.choice.seen.clamp(min=1e-30)
     return dict(loss=losses.sum(), **{k: v.detach() for k, v in told.items()})
 
 # %% ../../nbs/transfer/73_linear.ipynb #3c05fea8
