@@ -85,7 +85,7 @@ def lr_at(
     config,  # Config
 ):  # -> float
     "The learning rate of a step."
-    rise = max(1, round(config.warmup * steps)) if config.warmup else 0  # a share of few steps is one step, and not none
+    rise = round(config.warmup * steps)
     if step < rise: return config.lr * (step + 1) / rise
     t = (step - rise) / max(1, steps - 1 - rise)
     return config.min_lr + (config.lr - config.min_lr) * SCHEDULES[config.schedule](t)

@@ -178,6 +178,7 @@ def describe(
     precision = acc.mixed_precision if acc.mixed_precision != 'no' else 'float32'
     print(f'{steps:,} steps of {config.batch} images = {n} process{"es" * (n > 1)} x {config.batch // n} on {acc.device.type}{threads}, {precision}; '
           f'{len(source):,} samples, {steps * config.batch / len(source):.1f} epochs')
+    if config.warmup and not round(config.warmup * steps): print(f'--warmup {config.warmup:g} of {steps} steps is less than one: the first step has the whole learning rate')
     if getattr(source, 'bad', ()): print(f'left out, damaged or incomplete: {kinds(source.bad)} (rils-data check names them)')
     print()
 

@@ -365,11 +365,12 @@ def test_26_13_a_grid_of_rates_is_chosen_on_something():
 def test_26_13_a_share_of_few_is_one():
     from rils_nb.dense.proposals import pick
     from rils_nb.masking import semantic
-    from rils_nb.optim import lr_at
     assert semantic(torch.tensor([7]), 16, 0.03, torch.ones(1, 16)).hidden.shape == (1, 1)
     assert len(pick(torch.ones(9), 1, 0.25, torch.tensor(7))[0]) == 1
-    config = Config(warmup=0.04, min_lr=0.)
-    assert [lr_at(s, 10, config) for s in (0, 1)] == [config.lr] * 2                       # the first is the warm-up's, the second begins the decay
+
+def test_26_13_a_warm_up_of_less_than_a_step_is_said(tmp_path, capsys):
+    assert fit(replace(SMALL, method='mae', steps=1, warmup=0.04, out=str(tmp_path/'run'))) == 0
+    assert '--warmup 0.04 of 1 steps is less than one' in capsys.readouterr().out
 
 # A first step that is skipped
 
