@@ -21,6 +21,7 @@ from .config import differences, from_json, to_json
 from .processes import all_sum, cut_like, gathered
 from .samples import kinds
 from .shards import WINDOW
+from .formats import describe
 from .methods import make
 
 # %% ../nbs/14_runs.ipynb #fbaa9e13
@@ -85,6 +86,7 @@ def newest(run):  # run folder or checkpoint folder -> checkpoint folder
     "The newest checkpoint of a run that is whole; raises `UserError` where there is none."
     run = Path(run)
     if run.is_symlink(): run = run.resolve()  # checkpoints/best
+    if other := describe(run): raise UserError(other)
     if (run/WEIGHTS).exists():
         if wrong := wrong_sums(run): raise UserError(f'`{run}` is damaged: {", ".join(wrong)} changed since it was written, see {SUMS}')
         if wrong := _spoilt(run): raise UserError(f'`{run}` is of no use: {wrong}; take an earlier checkpoint')
@@ -96,9 +98,6 @@ def newest(run):  # run folder or checkpoint folder -> checkpoint folder
         else:
             for damaged, fault in faults.items(): notice(f'passed over the damaged checkpoint `{damaged}`: {fault}')
             return folder
-    pickles = [p.name for p in run.glob('*') if p.suffix in ('.pt', '.pth', '.bin', '.ckpt', '.pkl')] if run.is_dir() else []
-    if pickles or run.suffix in ('.pt', '.pth', '.bin', '.ckpt', '.pkl'):
-        raise UserError(f'`{run}` holds a pickled checkpoint, and unpickling runs code: convert it to {WEIGHTS} with safetensors where you trust it')
     what = 'no whole checkpoint' if found else 'no checkpoint'
     raise UserError(f'{what} in `{run}`: give a run folder (with checkpoints/step-*) or a checkpoint folder (with {WEIGHTS} and config.json)')
 
