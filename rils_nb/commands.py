@@ -91,7 +91,8 @@ FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit, but tho
              n='at most so many samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
              image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions',
              label_key='manifest column with names of classes',
-             out='results file that lines are appended to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one')
+             out='results file that lines are appended to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one',
+             teacher='model that a run asks what to see, as --opts teacher=... of its training; one that its config names is not opened by itself')
 
 def eval_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-eval`."

@@ -183,8 +183,9 @@ def to_evaluate(
     tensors = gathered(average.state if average else method.state_dict(), True)
     copy = make(method.config)
     copy.load_state_dict(tensors)
-    copy.classes = method.classes
-    return copy.to(acc.device).eval()
+    copy.classes, copy = method.classes, copy.to(acc.device).eval()
+    if method.teacher is not None: copy.meet(method.teacher)
+    return copy
 
 # %% ../nbs/33_train.ipynb #4455d2c0
 def evaluate(

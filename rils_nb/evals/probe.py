@@ -190,7 +190,7 @@ def training_half(
     return _halves(f)
 
 # %% ../../nbs/evals/22_probe.ipynb #55c9352a
-@task('probe', 'labels')
+@task('probe', 'features', 'labels')
 def probe(
     model,   # Method or Library
     config,  # Config: eval_samples, batch and workers bound the work
