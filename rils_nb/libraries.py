@@ -9,8 +9,8 @@ __all__ = ['OPENERS', 'LibraryView', 'Library', 'OpenCLIP', 'activation', 'activ
            'open_open_clip', 'open_timm', 'spec_of', 'load_model', 'name_of', 'view_of']
 
 # %% ../nbs/15_libraries.ipynb #362dad5d
-import importlib, logging, re, warnings
-from contextlib import contextmanager, nullcontext
+import importlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import open_clip
@@ -23,7 +23,8 @@ from open_clip.transformer import VisionTransformer
 from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 from .core import Registry, UserError, nearest, notice
-from .formats import describe, kind_of_folder
+from .fetching import fetching, watching_loads
+from .formats import PICKLES, describe, kind_of_folder, rewriting
 from .loader import as_batch, eval_view
 from .samples import unit_pixels
 from .model import local_attention
@@ -135,57 +136,8 @@ class Timm(Library):
         with _kept_local(self, local): x = self.net.forward_features(self.normalise(image))
         return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x[:, self.net.num_prefix_tokens:]
 
-# %% ../nbs/15_libraries.ipynb #660493ee
+# %% ../nbs/15_libraries.ipynb #48f468c2
 OPENERS = Registry('model library')
-
-@contextmanager
-def _hearing():  # yields a list of (name of a logger, text), which fills
-    "Within this block, what libraries warn of is put into the list in place of being printed."
-    heard, calls, handler = [], logging.Logger.callHandlers, logging.NullHandler()
-    def call(logger, record):
-        if record.levelno < logging.WARNING: return calls(logger, record)
-        heard.append((record.name, ' '.join(record.getMessage().split())))
-    logging.root.addHandler(handler)                             # else the first record of all would set up handlers for good
-    logging.Logger.callHandlers = call
-    try:
-        with warnings.catch_warnings(record=True) as said: yield heard
-    finally:
-        logging.Logger.callHandlers = calls
-        logging.root.removeHandler(handler)
-    heard += [('warnings', ' '.join(str(w.message).split())) for w in said]
-
-# %% ../nbs/15_libraries.ipynb #6aa1d294
-@contextmanager
-def _watching_loads():  # yields a list of (module, names of its tensors that nothing was found for), which fills
-    "Within this block, each `load_state_dict` puts what it lacked into the list."
-    loads, load = [], nn.Module.load_state_dict
-    def watched(module, *args, **kwargs):
-        result = load(module, *args, **kwargs)
-        loads.append((module, list(result.missing_keys)))
-        return result
-    nn.Module.load_state_dict = watched
-    try: yield loads
-    finally: nn.Module.load_state_dict = load
-
-# %% ../nbs/15_libraries.ipynb #35ce82e2
-@contextmanager
-def _fetching(
-    spec,          # shown in messages
-    trained=False, # weights were promised
-    expected='',   # beginning of a warning that was dealt with
-):  # the libraries' many ways to fail, as one line
-    with _hearing() as heard:
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                yield
-        except UserError: raise
-        except Exception as e:
-            words = [' '.join(str(e).split()), *(text for name, text in heard if not name.startswith('huggingface_hub') and text not in str(e))]  # the hub gives advice
-            raise UserError(f'`{spec}` could not be opened: {"; ".join(w[:300] for w in words)}')
-    random = [text for _, text in heard if re.search('random(ly)? init|initiali[sz]ed (randomly|partially)|No pretrained', text, re.I)]
-    if random and trained: raise UserError(f'`{spec}` has no weights for all of it, and a model that is random in parts says nothing: {random[0]}')
-    for text in dict.fromkeys(text for _, text in heard if text not in random and not (expected and text.startswith(expected))): notice(f'{spec}: {text}')
 
 # %% ../nbs/15_libraries.ipynb #c029470e
 def quick_gelu_of(
@@ -201,6 +153,12 @@ def _say_activation(spec, base, weights):  # -> dict of arguments of `create_mod
     return dict(force_quick_gelu=trained, quick_gelu=trained)  # the second is for what `force` cannot take away
 
 # %% ../nbs/15_libraries.ipynb #fdaadf3c
+def _parts(name):  # what stands behind the prefix -> source: local-dir, hf-hub or ''; its folder or name; NAME, or all of it where there is a source; weights
+    source, colon, rest = name.partition(':')
+    if colon and '/' not in source: return source, rest, name, ''
+    base, _, weights = name.partition('/')
+    return '', '', base, weights
+
 def _file_of(weights):  # what stands behind the slash -> a safetensors file, or None where it is the name of weights
     path = Path(weights)
     if not path.suffix or not (path.exists() or path.suffix in ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')): return None
@@ -217,15 +175,17 @@ def _say_rest(spec, base, model):  # what the name says, and the file does not
 
 def _check_folder(kind, folder):  # `local-dir:`
     if not Path(folder).is_dir(): raise UserError(f'the folder `{folder}` does not exist')
-    if not any(p.suffix in ('.safetensors', '.bin', '.pth', '.pt') for p in Path(folder).iterdir()):
-        raise UserError(f'`{folder}` has no weights: {kind} looks for {"open_clip_model" if kind == "open_clip" else "model"}.safetensors beside the config')
+    files = sorted(Path(folder).iterdir())
+    if any(p.suffix == '.safetensors' for p in files): return
+    if pickle := next((p for p in files if p.suffix in PICKLES), None): raise UserError(
+        f'`{folder}` has its weights in a pickle, and unpickling runs code: where you trust it, rewrite it ({rewriting(pickle, pickle.with_suffix(".safetensors"))}), then the folder opens')
+    raise UserError(f'`{folder}` has no weights: {kind} looks for {"open_clip_model" if kind == "open_clip" else "model"}.safetensors beside the config')
 
 # %% ../nbs/15_libraries.ipynb #b28c6cea
 @OPENERS.register('open_clip')
 def open_open_clip(name):  # NAME, NAME/PRETRAINED, NAME/FILE.safetensors, local-dir:FOLDER or hf-hub:NAME
     "A model of open_clip."
-    spec, (base, _, weights) = f'open_clip:{name}', (name, '', '') if ':' in name else name.partition('/')
-    source, _, folder = base.rpartition(':')
+    spec, (source, folder, base, weights) = f'open_clip:{name}', _parts(name)
     if source == 'local-dir': _check_folder('open_clip', folder)
     if not source and base not in open_clip.list_models(): raise UserError(f'open_clip has no model `{base}`{nearest(base, open_clip.list_models())}')
     if not source and not weights: print(f'open_clip:{base} is given random weights; trained ones are open_clip:{base}/PRETRAINED')
@@ -233,7 +193,7 @@ def open_open_clip(name):  # NAME, NAME/PRETRAINED, NAME/FILE.safetensors, local
     if weights and not file and weights not in tags:
         raise UserError(f'open_clip has no weights `{weights}` of `{base}`{nearest(weights, tags)} (valid: {", ".join(tags) or "none"})')
     trained, how = bool(weights or source), _say_activation(spec, base, weights) if weights and not file else {}
-    with _fetching(spec, trained, 'QuickGELU mismatch'):
+    with fetching(spec, trained, local=source == 'local-dir', expected='QuickGELU mismatch'):
         model = OpenCLIP(base, open_clip.create_model(base, pretrained=str(weights) or None, require_pretrained=trained, pretrained_text=trained, **how)).eval()
     return _say_rest(spec, base, model) if file else model
 
@@ -257,8 +217,7 @@ def _lacking(spec, net, loads):  # -> names of the classifier's tensors that are
 @OPENERS.register('timm')
 def open_timm(name):  # NAME, NAME/pretrained, NAME.TAG, NAME/FILE.safetensors, local-dir:FOLDER or hf-hub:NAME
     "A model of timm."
-    spec, (base, _, weights) = f'timm:{name}', (name, '', '') if ':' in name else name.partition('/')
-    source, _, folder = base.rpartition(':')
+    spec, (source, folder, base, weights) = f'timm:{name}', _parts(name)
     if source == 'local-dir': _check_folder('timm', folder)
     file = weights not in ('', 'pretrained') and _file_of(weights)
     if weights not in ('', 'pretrained') and not file: raise UserError(f'timm models are timm:NAME, timm:NAME/pretrained or timm:NAME/FILE.safetensors; given `{spec}`')
@@ -267,7 +226,7 @@ def open_timm(name):  # NAME, NAME/pretrained, NAME.TAG, NAME/FILE.safetensors, 
     if not trained: print(f'timm:{base} is given random weights; trained ones are timm:{base}/pretrained')
     how = dict(num_classes=0) if file or not trained else {}
     if file: how |= dict(pretrained_cfg_overlay=dict(file=str(file)))
-    with _fetching(spec, trained), _watching_loads() as loads:
+    with fetching(spec, trained, local=source == 'local-dir'), watching_loads() as loads:
         net = timm.create_model(base, pretrained=trained, **how)
         quick = 'natively QuickGELU' in ' '.join(net.pretrained_cfg.get('notes') or ()) and activation(net, 'visual.trunk') == 'GELU'
         if quick: net = timm.create_model(base, pretrained=trained, act_layer='quick_gelu', **how)
