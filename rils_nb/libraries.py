@@ -69,6 +69,12 @@ def _kept_local(model, local):
     return local_attention(model.last_attention) if local else nullcontext()
 
 # %% ../nbs/15_libraries.ipynb #fc397ee3
+def _tokenizer(name):  # of a model of open_clip
+    with fetching(f'open_clip:{name}', local=name.startswith('local-dir:')):
+        said = ((open_clip.get_model_config(name) or {}).get('text_cfg') or {}).get('tokenizer_kwargs') or {}
+        if said.get('trust_remote_code'): raise UserError(f'the config of `open_clip:{name}` wants code of its own to be run for the tokenizer (trust_remote_code), and none is')
+        return open_clip.get_tokenizer(name)
+
 class OpenCLIP(Library):
     "A model of open_clip."
     def __init__(self, name, net):
@@ -80,7 +86,7 @@ class OpenCLIP(Library):
 
     def tokenize(self, texts):  # list of str -> tokens
         "The model's own tokenizer."
-        if self._tokenizer is None: self._tokenizer = open_clip.get_tokenizer(self.name)
+        if self._tokenizer is None: self._tokenizer = _tokenizer(self.name)
         return self._tokenizer(texts)
     def encode_image(self, image): return self.net.encode_image(self.normalise(image))  # (B,3,S,S) uint8 -> (B,E)
     def encode_text(self, tokens):                                                      # (B,L), or a list of captions -> (B,E)
