@@ -91,13 +91,15 @@ FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit, but tho
              n='at most so many samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
              image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions',
              label_key='manifest column with names of classes',
-             out='results file that lines are appended to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one')
+             out='results file that lines are appended to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one',
+             teacher='model that a run asks what to see, as --opts teacher=... of its training; one that its config names is not opened by itself')
 
 def eval_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-eval`."
     p = _Parser(prog='rils-eval', allow_abbrev=False, argument_default=argparse.SUPPRESS, description='Evaluate a model.',
                 epilog='`rils-eval report RUN ...` puts results of several models side by side.')
-    p.add_argument('model', help="run folder, checkpoint folder, a library's model: open_clip:NAME[/TAG], timm:NAME[/pretrained], or one between two: wise:START,TUNED,ALPHA")
+    p.add_argument('model', help="run, checkpoint or exported folder, a library's model: open_clip:NAME[/TAG], timm:NAME[/pretrained], "
+                   'either with FILE.safetensors behind the slash, or one between two: wise:START,TUNED,ALPHA')
     for k, words in FLAGS.items(): p.add_argument(f'--{k}', metavar='VALUE', help=words)
     for k, (default, words) in task_options().items(): p.add_argument(f'--{k}', metavar=type(default).__name__, help=words.replace('%', '%%'))
     return p
@@ -143,7 +145,7 @@ def evaluate():
 def export_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-export`."
     p = _Parser(prog='rils-export', allow_abbrev=False, description='Export a trained encoder to open_clip or timm, without changing a weight.')
-    p.add_argument('run', help='run or checkpoint folder, wise:START,TUNED,ALPHA, or a .safetensors file with the names of the released RILS')
+    p.add_argument('run', help='run or checkpoint folder, wise:START,TUNED,ALPHA, a .safetensors file with the names of the released RILS, or a folder with a CLIP of transformers')
     p.add_argument('--to', required=True, help='open_clip (both towers) or timm (the image encoder)')
     p.add_argument('--out', required=True, help='folder to write; it must not exist')
     return p

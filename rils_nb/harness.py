@@ -6,7 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/harness.html.md"""
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'EVALS', 'NEEDS', 'task', 'hit', 'won', 'missing', 'import_tasks', 'choose', 'options', 'run_tasks',
-           'record', 'shown', 'table', 'bounds', 'where', 'on_device', 'launched', 'evaluate_command', 'evaluate']
+           'built_of', 'record', 'shown', 'table', 'bounds', 'where', 'on_device', 'meet_teacher', 'launched',
+           'evaluate_command', 'evaluate']
 
 # %% ../nbs/19_harness.ipynb #7930f8f8
 import importlib, inspect, os, pkgutil, re
@@ -17,11 +18,11 @@ from pathlib import Path
 import torch
 import rils_nb.evals
 from .config import Config
-from .core import Registry, UserError, append_jsonl, nearest, notice
+from .core import Registry, UserError, append_jsonl, asked_by, nearest, notice
 from .processes import dividing, tune_cpu, world
 from .readers import open_source
-from .libraries import load_model, name_of
-from .features import sharing
+from .libraries import activations, load_model, name_of, spec_of
+from .features import device_of, sharing
 from .runs import newest
 from .samples import BadSample
 from .scenes import Scenes
@@ -83,6 +84,8 @@ NEEDS['labels'] = (lambda model, source: source.read(_first(source)).get('label'
                    'a table with a column of classes (--label_key), or scenes')
 NEEDS['scenes'] = (lambda model, source: isinstance(source, Scenes),
                    'the task {task} knows the embedded scenes alone: give --data scenes:split=val')
+NEEDS['features'] = (lambda model, source: not getattr(getattr(model, 'visual', None), 'apart', ''),
+                     '{task} asks an encoder by itself, and that of `{model}` was trained together with what stands beside it: evaluate the run that it began from')
 NEEDS['patches'] = (lambda model, source: getattr(model, 'encode_tokens', None) is not None,
                     '`{model}` gives no features of patches, which {task} needs')
 
@@ -153,6 +156,12 @@ def run_tasks(
     return results
 
 # %% ../nbs/19_harness.ipynb #0538e702
+def built_of(model):  # Method or Library, or in words -> dict: activations of its towers, and the teacher that it asks, where there are some
+    "What of a model its name does not say."
+    if isinstance(model, str): return {}
+    acts, teacher = activations(model) if isinstance(model, torch.nn.Module) else {}, getattr(getattr(model, 'teacher', None), 'spec', None)
+    return ({'activations': acts} if acts else {}) | ({'teacher': teacher} if teacher else {})
+
 def record(
     path,     # .jsonl file, appended to
     model,    # the model, or in words where it came from
@@ -164,7 +173,7 @@ def record(
 ):
     "Append one line for each task."
     config, known = getattr(model, 'config', None), {t: options(f) for t, f in EVALS.items()}
-    named = dict(protocol=PROTOCOL, model=model if isinstance(model, str) else getattr(model, 'spec', name_of(model)), step=step, data=data, columns=columns)
+    named = dict(protocol=PROTOCOL, model=model if isinstance(model, str) else getattr(model, 'spec', name_of(model)), step=step, data=data, columns=columns, **built_of(model))
     for t in dict.fromkeys(k.partition('/')[0] for k in results):
         metrics = {k.partition('/')[2]: v for k, v in results.items() if k.startswith(f'{t}/')}
         own = known.get(t, kwargs) | {k: v for k, v in kwargs.items() if k in known.get(t, kwargs)}
@@ -207,7 +216,7 @@ def bounds(
 def where(spec):  # a model's spec -> (checkpoint's step or None, the run's results.jsonl or None)
     "What a run says about itself by the names of its folders."
     if not Path(spec).exists(): return None, None
-    folder = newest(spec)
+    folder = newest(spec) if spec_of(spec) == str(spec) else Path(spec)  # what was exported has no checkpoints
     step = re.fullmatch(r'step-(\d+)', folder.name)
     run = folder.parent.parent if folder.parent.name == 'checkpoints' else folder
     return int(step[1]) if step else None, run/'results.jsonl'
@@ -223,6 +232,19 @@ def on_device(
     try: return model.to(device)
     except (RuntimeError, AssertionError) as e: raise UserError(f'device `{device}` cannot be used: {str(e).splitlines()[0]}')
 
+# %% ../nbs/19_harness.ipynb #34fbb0ba
+def meet_teacher(
+    model,   # Method or Library
+    teacher, # what `load_model` takes; empty: none is named
+):
+    "Hand a model the teacher that somebody names; the one that its config names is not opened."
+    asks = getattr(model, 'asks', '')
+    if teacher and not asks: raise UserError(f'--teacher {teacher}: `{name_of(model)}` asks no teacher')
+    if teacher:
+        with asked_by('--teacher'): model.meet(load_model(teacher).requires_grad_(False).to(device_of(model)))
+    elif asks and model.teacher is None and model.classify is not None:
+        notice(f'the teacher `{asks}`, which the config names, is not opened by itself: --teacher names it for the tasks that ask it')
+
 # %% ../nbs/19_harness.ipynb #a7d3e784
 @contextmanager
 def launched(device):  # cpu, cuda, ... or empty; the block gets where this process computes
@@ -236,7 +258,7 @@ def launched(device):  # cpu, cuda, ... or empty; the block gets where this proc
     state.destroy_process_group()
 
 def evaluate_command(
-    a,    # dict: model, and perhaps tasks, data, n, batch, workers, image_key, caption_key, out, device
+    a,    # dict: model, and perhaps tasks, data, n, batch, workers, image_key, caption_key, out, device, teacher
     own,  # dict of the tasks' options
 ):  # -> dict of results
     "What `rils-eval` does: evaluate a model, print the table and append the lines; several processes do it together."
@@ -247,6 +269,7 @@ def evaluate_command(
         data = config.eval_data or 'scenes:split=val'
         source = open_source(data, config.image_key, config.caption_key, config.label_key)
         model = on_device(model, device)
+        meet_teacher(model, a.get('teacher', ''))
         names = choose(model, source, a.get('tasks'))
         if not names: raise UserError(f'--tasks names no task (valid: {", ".join(sorted(EVALS))})')
         results = run_tasks(model, config, source, names, **own)
@@ -270,6 +293,7 @@ def evaluate(
     image_key='',   # column of image paths in a table; empty: the one that the run was trained with
     caption_key='', # column of captions, likewise
     label_key='',   # column of names of classes, likewise
+    teacher='',     # of a model that asks one, what `load` takes
     **kwargs,   # options of the tasks
 ):  # -> dict: 'task/figure' -> value; `table` shows it
     "Evaluate a model on data."
@@ -279,6 +303,7 @@ def evaluate(
         if k not in known: raise UserError(f'no task has an option `{k}`{nearest(k, known)}')
     if isinstance(model, (str, Path)): model = on_device(load_model(model), device)
     elif device: model = on_device(model, device)
+    meet_teacher(model, teacher)
     spec = data if isinstance(data, str) else ''
     keys = {k: v for k, v in dict(image_key=image_key, caption_key=caption_key, label_key=label_key).items() if v}
     config = bounds(model, dict(n=n, batch=batch, workers=workers) | keys | (dict(data=spec) if data != '' else {}))

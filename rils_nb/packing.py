@@ -18,7 +18,7 @@ from PIL import Image
 import torch
 from torchvision.transforms import v2
 import webdataset as wds
-from .core import UserError, key, noise, only_one, progress_bar, write_text, writing
+from .core import UserError, key, noise, only_one, progress_bar, write_text, writing, printable
 from .loader import IGNORED, annotation_of
 from .samples import BadSample, IMAGES, _tokens, caption_id, clean_captions, decode_image, encode_png, kinds
 
@@ -184,10 +184,10 @@ def check_command(
 ):  # -> exit code
     "Check, and print what was found; 1 where something is damaged, so that scripts notice."
     figures, bad = check(source)
-    for k, v in figures.items(): print(f'{k:>26}  {v}')
+    for k, v in figures.items(): print(f'{k:>26}  {printable(v)}')
     several = figures['captions of an image'].split(' / ')
     if len(several) == 3 and float(several[1]) > 5: print(f'hint: half of the images have {several[1]} captions or more; each line of a .txt is one. If they are translations or notes, '
                                                           'keep the lines that describe the picture')
     for kind, n in Counter(kind for kind, _ in bad).most_common(): print(f'{"damaged: " + kind:>26}  {n}')
-    for kind, where in bad: print(f'damaged: {kind}: {where}'.encode(errors='backslashreplace').decode())  # names of files may be any bytes
+    for kind, where in bad: print(printable(f'damaged: {kind}: {where}'))  # names of files may be any bytes
     return 1 if bad else 0

@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 from .config import FREE, all_recipes, lower_is_better
-from .core import UserError, notice, write_text
+from .core import UserError, notice, printable, write_text
 
 # %% ../nbs/42_report.ipynb #f86d481f
 def _line(text):  # -> dict, or None for what is no result
@@ -230,14 +230,14 @@ def _grid(labels, rows, beside, best):  # -> list of rows of str; the first is t
         own = [best(_show(r.figure, c)) if (c := r.cells.get(l)) and c.best else _show(r.figure, c) for l in labels]
         out.append([r.task if i == 0 or rows[i - 1].task != r.task else '', r.figure, *own, *(_show(r.figure, cells[i]) for cells in beside.values()),
                     *['' if r.chance is None else f'{100 * r.chance:.2f}'] * chance])
-    return out
+    return [list(map(printable, row)) for row in out]  # names of models and data may come from anywhere
 
 def conditions(rows):  # Rows -> list of str
     "What all rows of a task have in common, and how to read the table."
     by = {}
     for r in rows: by.setdefault(r.task, []).append(protocol_of(r.line))
     words = lambda ps: ', '.join(f'{k} {_brief(v)}' for k, v in ps[0].items() if all(p.get(k) == v for p in ps))
-    return ['In %, but what ends in _nats. ±: over the runs; of one run, over its draws.', *(f'{task}: {words(ps)}' for task, ps in by.items())]
+    return ['In %, but what ends in _nats. ±: over the runs; of one run, over its draws.', *(printable(f'{task}: {words(ps)}') for task, ps in by.items())]
 
 # %% ../nbs/42_report.ipynb #72c704f5
 def as_text(

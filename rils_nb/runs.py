@@ -24,6 +24,7 @@ from .samples import kinds
 from .shards import WINDOW
 from .methods import make
 import rils_nb.order  # gives sources their fingerprints
+from .formats import describe
 
 # %% ../nbs/14_runs.ipynb #fbaa9e13
 WEIGHTS, EMA, CLASSES = 'model.safetensors', 'ema.safetensors', 'classes.txt'
@@ -99,6 +100,7 @@ def newest(run):  # run folder or checkpoint folder -> checkpoint folder
     with reading(run): return _newest(follow(run))
 
 def _newest(run):
+    if other := describe(run): raise UserError(other)
     if (run/WEIGHTS).exists():
         if wrong := wrong_sums(run): raise UserError(f'`{run}` is damaged: {", ".join(wrong)} changed since it was written, see {SUMS}')
         if wrong := _spoilt(run): raise UserError(f'`{run}` is of no use: {wrong}; take an earlier checkpoint')
@@ -110,9 +112,6 @@ def _newest(run):
         else:
             for damaged, fault in faults.items(): notice(f'passed over the damaged checkpoint `{damaged}`: {fault}')
             return folder
-    pickles = [p.name for p in run.glob('*') if p.suffix in ('.pt', '.pth', '.bin', '.ckpt', '.pkl')] if run.is_dir() else []
-    if pickles or run.suffix in ('.pt', '.pth', '.bin', '.ckpt', '.pkl'):
-        raise UserError(f'`{run}` holds a pickled checkpoint, and unpickling runs code: convert it to {WEIGHTS} with safetensors where you trust it')
     what = 'no whole checkpoint' if found else 'no checkpoint'
     raise UserError(f'{what} in `{run}`: give a run folder (with checkpoints/step-*) or a checkpoint folder (with {WEIGHTS} and config.json)')
 

@@ -117,6 +117,8 @@ def encode_png(image):  # (3,H,W) uint8 -> bytes
     return buffer.getvalue()
 
 # %% ../nbs/04_samples.ipynb #2a060f18
+def _is_traced(): return torch.compiler.is_compiling() or torch.jit.is_tracing()  # a program is made, for which no pixel has a value yet
+
 def unit_pixels(
     image,  # (...) uint8 from 0 to 255, or float from 0 to 1
     dtype=torch.float32,  # of the result
@@ -124,7 +126,7 @@ def unit_pixels(
     "Pixels as floats from 0 to 1; raises `UserError` for others."
     if image.dtype == torch.uint8: return image.to(dtype) / 255
     if not image.is_floating_point(): raise UserError(f'images are uint8 from 0 to 255 or floats from 0 to 1, given {image.dtype}: convert them with .to(torch.uint8)')
-    low, high = (v.item() for v in image.aminmax()) if image.numel() else (0, 1)
+    low, high = (v.item() for v in image.aminmax()) if image.numel() and not _is_traced() else (0, 1)
     if not (0 <= low and high <= 1): raise UserError(
         f'images of floats go from 0 to 1, given {low:.3g} to {high:.3g}: do not normalise them (the model does), and give 0 to 255 as uint8')
     return image.to(dtype, copy=True)

@@ -184,7 +184,7 @@ def to_evaluate(
     tensors = gathered(average.state if average else method.state_dict(), True)
     copy = make(method.config)
     copy.load_state_dict(tensors)
-    copy.classes = method.classes
+    copy.classes, copy.__dict__['teacher'] = method.classes, method.teacher  # past nn.Module, as in `meet`
     return copy.to(acc.device).eval()
 
 # %% ../nbs/33_train.ipynb #4455d2c0

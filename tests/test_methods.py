@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 from rils_nb.config import from_json, recipe, to_json
+from rils_nb.core import UserError
 from rils_nb.exports import export
 from rils_nb.features import evaluating
 from rils_nb.libraries import load_model
@@ -70,13 +71,17 @@ def test_parts_of_a_batch_change_nothing(name, teacher):
 
 @pytest.mark.parametrize('name', ALL)
 def test_saved_and_loaded(name, teacher, tmp_path):
-    "The same weights, config and features after saving and loading; timm reads its encoder; no teacher is needed for that."
+    "The same weights, config and features after saving and loading; timm reads its encoder, where it is one that timm has; no teacher is needed for that."
     method = ready(small(name, teacher))
     save(method, tmp_path)
     assert from_json(to_json(method.config)) == method.config
     again, x = load(tmp_path), torch.randint(256, (2, 3, method.image_size, method.image_size), dtype=torch.uint8)
     assert again.teacher is None and method.state_dict().keys() == again.state_dict().keys()
     assert all(v.equal(again.state_dict()[k]) for k, v in method.state_dict().items())
+    if getattr(method.visual, 'apart', ''):  # a detector's: a network of its own, which neither timm nor a probe can have
+        for ask in (lambda: method.encode_image(x), lambda: export(tmp_path, 'timm', tmp_path/'timm')):
+            with pytest.raises(UserError, match='the encoder of a detector'): ask()
+        return
     with evaluating(method):
         z, tokens = method.encode_image(x), method.encode_tokens(x)
         assert z.equal(again.encode_image(x)) and tokens.shape[:2] == (2, method.visual.n_patches)

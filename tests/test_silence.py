@@ -486,3 +486,188 @@ def test_26_20_precision_stays_what_it_was(tmp_path, monkeypatch, capsys):
     assert fit(replace(config, steps=2, resume=True)) == 0
     said = capsys.readouterr()
     assert said.out.count(' on cpu, float32;') == 2 and 'goes on in float32, in which this run began' in said.err
+# 26. Models of others, and what leaves the project
+
+def clip_folder(folder, quick=False, weights=True):
+    "A small CLIP as open_clip stores it; returns it."
+    from safetensors.torch import save_file
+    cfg = dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=2, width=64, patch_size=16), text_cfg=dict(width=64, heads=1, layers=1), quick_gelu=quick)
+    net = open_clip.CLIP(**cfg).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=cfg, preprocess_cfg={})))
+    if weights: save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder/'open_clip_model.safetensors')
+    return net
+
+def test_26_10_a_folder_without_weights_is_no_model(tmp_path):
+    from rils_nb.libraries import load_model
+    clip_folder(tmp_path/'clip', weights=False)
+    with pytest.raises(UserError, match='has no weights'): load_model(f'open_clip:local-dir:{tmp_path}/clip')
+
+def test_26_10_nor_is_a_hub_without_weights(tmp_path, monkeypatch):
+    from rils_nb.libraries import load_model
+    clip_folder(tmp_path/'clip', weights=False)
+    def fetch(model, filename=None, **kw):
+        if filename: return str(tmp_path/'clip'/filename)
+        raise FileNotFoundError('404 Client Error')
+    monkeypatch.setattr(open_clip.factory, 'download_pretrained_from_hf', fetch)
+    with pytest.raises(UserError, match='could not be opened.*404 Client Error'): load_model('open_clip:hf-hub:somebody/clip')
+
+def test_26_10_timm_leaves_no_layer_random(tmp_path):
+    from safetensors.torch import save_file
+    from rils_nb.libraries import load_model
+    config = dict(architecture='resnet10t', model_args=dict(num_classes=2), pretrained_cfg=dict(num_classes=3, classifier='fc', input_size=[3, 64, 64]))
+    (tmp_path/'config.json').write_text(json.dumps(config))
+    save_file({k: v for k, v in timm.create_model('resnet10t', num_classes=3).state_dict().items() if not k.startswith('layer4')}, tmp_path/'model.safetensors')
+    with pytest.raises(UserError, match=r'no weights for \d+ of its tensors, e.g. `layer4'): load_model(f'timm:local-dir:{tmp_path}')
+
+def test_26_10_what_a_library_warns_of_is_said(tmp_path, capsys):
+    import shutil
+    from rils_nb.libraries import load_model
+    clip_folder(tmp_path/'clip')
+    shutil.copy(tmp_path/'clip'/'open_clip_model.safetensors', tmp_path/'clip'/'a.safetensors')
+    (tmp_path/'clip'/'open_clip_model.safetensors').rename(tmp_path/'clip'/'b.safetensors')
+    load_model(f'open_clip:local-dir:{tmp_path}/clip')
+    assert "Multiple checkpoints found" in capsys.readouterr().err
+
+def test_26_11_weights_are_built_as_they_were_trained(monkeypatch):
+    from rils_nb.libraries import open_open_clip
+    def built(**kwargs): raise RuntimeError(f'quick_gelu {kwargs.get("quick_gelu", False)}.')
+    monkeypatch.setattr(open_clip.factory, 'download_pretrained', lambda cfg, **kw: 'weights.safetensors')
+    for kind in ('CLIP', 'CustomTextCLIP', 'CoCa'): monkeypatch.setattr(open_clip.factory, kind, built)
+    wrong = []
+    for base, tag in open_clip.list_pretrained():
+        try: open_open_clip(f'{base}/{tag}')
+        except UserError as e:
+            if f'quick_gelu {open_clip.get_pretrained_cfg(base, tag).get("quick_gelu", False)}.' not in str(e): wrong.append(f'{base}/{tag}')
+    assert not wrong, f'{len(wrong)} of {len(open_clip.list_pretrained())}: {wrong}'
+
+def test_26_11_the_results_say_the_activation(tmp_path, monkeypatch):
+    net = clip_folder(tmp_path/'clip', quick=True)
+    (tmp_path/'tiny-silence.json').write_text(json.dumps(dict(json.loads((tmp_path/'clip'/'open_clip_config.json').read_text())['model_cfg'], quick_gelu=False)))
+    open_clip.add_model_config(tmp_path/'tiny-silence.json')
+    cfg = dict(file=str(tmp_path/'clip'/'open_clip_model.safetensors'), quick_gelu=True, mean=[.5] * 3, std=[.5] * 3, interpolation='bicubic', resize_mode='shortest')
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, 'tiny-silence', dict(quick=cfg))
+    harness.evaluate_command(dict(model='open_clip:tiny-silence/quick', data='scenes:split=val,n=20', tasks='retrieval', out=str(tmp_path/'r.jsonl')), {})
+    assert read_jsonl(tmp_path/'r.jsonl')[0]['activations'] == dict(image='QuickGELU', text='QuickGELU')
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad(): assert harness.load_model('open_clip:tiny-silence/quick').net.encode_image(x).equal(net.encode_image(x))
+
+def test_26_18_a_config_opens_no_connection(tmp_path, monkeypatch):
+    from rils_nb import libraries
+    from rils_nb.runs import save
+    fetched = []
+    monkeypatch.setitem(libraries.OPENERS, 'open_clip', lambda name: fetched.append(name) or make(Config(method='clip')).eval())
+    stranger = make(Config(method='linear', data='scenes:n=64', opts='classes=64,seen=0.5,teacher=open_clip:hf-hub:stranger/clip'))
+    stranger.classes = Scenes().classes
+    save(stranger, tmp_path)
+    asked = dict(model=str(tmp_path), data='scenes:split=val,n=40', tasks='classification', out=str(tmp_path/'r.jsonl'))
+    with pytest.raises(UserError, match='name it with --teacher'): harness.evaluate_command(asked, {})
+    with pytest.raises(UserError, match='is not opened by itself'): load(tmp_path).classify(torch.rand(1, 3, 32, 32))
+    harness.evaluate_command(asked | dict(tasks='probe'), dict(train_samples=64))
+    assert fetched == []
+    harness.evaluate_command(asked | dict(teacher='open_clip:hf-hub:stranger/clip'), {})
+    assert fetched == ['hf-hub:stranger/clip']
+
+def test_26_18_a_name_moves_no_cursor(tmp_path, capsys):
+    import io, tarfile
+    from rils_nb.core import command, notice
+    from rils_nb.packing import check_command
+    name = 'cat\x1b[2K\rgood\ndamaged: none\u202e'
+    with tarfile.open(tmp_path/'x.tar', 'w', format=tarfile.PAX_FORMAT) as t:
+        for key, data in (('a.png', b'garbage'), ('a.txt', b'red'), (name + '.png', b'garbage'), (name + '.txt', b'red')):
+            info = tarfile.TarInfo(key)
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+    check_command(open_source(str(tmp_path/'x.tar')), None)
+    notice(f'a notice about `{name}`')
+    @command
+    def fails(): raise UserError(f'an error about `{name}`')
+    with pytest.raises(SystemExit): fails()
+    out, err = capsys.readouterr()
+    assert not set('\x1b\r\u202e') & set(out + err), repr(out + err)
+    assert 'damaged: none' not in [line.strip() for line in (out + err).splitlines()]
+
+def test_26_21_a_detectors_encoder_is_not_measured_as_another_network(tmp_path):
+    from rils_nb.exports import export
+    from rils_nb.methods import completed
+    from rils_nb.runs import save
+    config = Config(method='detect', image_size=32, opts='window=2,pyramid=2:1,width=16,convs=1,fc=16,anchor=2,anchors=16,proposals=16,regions=16')
+    save(make(completed(config, Scenes(n=64))), tmp_path)
+    with pytest.raises(UserError, match='trained together with what stands beside it'): harness.evaluate(tmp_path, 'scenes:split=val,n=40', 'probe')
+    assert not {'probe', 'low_shot'} & set(harness.choose(load(tmp_path), Scenes('val', n=40)))
+    with pytest.raises(UserError, match='windows of 2 patches and with relative positions'): load(tmp_path).encode_image(torch.rand(1, 3, 32, 32))
+    with pytest.raises(UserError, match='cannot be exported to timm'): export(tmp_path, 'timm', tmp_path/'out')
+
+def test_26_9_a_run_becomes_a_program():
+    class Encoder(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+        def forward(self, x): return self.model.encode_image(x)
+    encoder, x = Encoder(make(SMALL).eval()), torch.rand(2, 3, 16, 16)
+    program = torch.export.export(encoder, (x,)).module()
+    with torch.no_grad(): assert torch.allclose(program(x), encoder(x), atol=1e-6)
+
+def follow(words):
+    "Run the command that a line holds in brackets."
+    import re, shlex
+    exec(shlex.split(re.search(r'\((python -c .*)\), then', words)[1])[-1], {})
+
+def test_26_9_the_wrong_doors_lead_somewhere(tmp_path, monkeypatch):
+    from rils_nb.exports import export
+    from rils_nb.libraries import load_model
+    monkeypatch.chdir(tmp_path)
+    def said(path):
+        with pytest.raises(UserError) as e: load_model(path)
+        with pytest.raises(UserError) as f: export(path, 'timm', tmp_path/'never')
+        assert str(e.value) == str(f.value)
+        return str(e.value)
+    vit = timm.create_model('vit_tiny_patch16_224', depth=12, num_classes=0)
+    torch.save(dict(model=vit.state_dict()), 'mae.pth')                       # as MAE's
+    words = said('mae.pth')
+    assert "`mae.pth` is a pickle with weights under timm's names" in words and 'give timm:NAME/mae.safetensors' in words
+    follow(words)
+    assert 'give timm:vit_tiny_patch16_224/mae.safetensors' in said('mae.safetensors')     # a bare file of weights
+    assert load_model('timm:vit_tiny_patch16_224/mae.safetensors').net.norm.weight.equal(vit.norm.weight)
+    net = clip_folder(tmp_path/'clip')
+    assert load_model('clip').net.visual.proj.equal(net.visual.proj)                        # a folder that open_clip opens
+    torch.save(dict(state_dict={f'module.{k}': v for k, v in net.state_dict().items()}, epoch=3), 'epoch_3.pt')
+    words = said('epoch_3.pt')
+    assert 'give open_clip:NAME/epoch_3.safetensors' in words
+    follow(words)
+    Path('tiny-doors.json').write_text(json.dumps(json.loads(Path('clip/open_clip_config.json').read_text())['model_cfg']))
+    open_clip.add_model_config(Path('tiny-doors.json'))
+    assert load_model('open_clip:tiny-doors/epoch_3.safetensors').net.visual.proj.equal(net.visual.proj)
+
+def test_26_9_a_clip_of_transformers_is_rewritten(tmp_path):
+    from rils_nb.exports import export
+    from rils_nb.libraries import load_model
+    draw = lambda *shape: torch.randn(*shape) / 8
+    tensors = {'logit_scale': draw(1)[0], 'text_projection.weight': draw(16, 64), 'visual_projection.weight': draw(16, 64), 'vision_model.embeddings.class_embedding': draw(64),
+               'vision_model.embeddings.patch_embedding.weight': draw(64, 3, 16, 16), 'vision_model.embeddings.position_embedding.weight': draw(5, 64),
+               'text_model.embeddings.token_embedding.weight': draw(49408, 64), 'text_model.embeddings.position_embedding.weight': draw(77, 64)}
+    norms = ['text_model.final_layer_norm', 'vision_model.pre_layrnorm', 'vision_model.post_layernorm']
+    for tower in ('text', 'vision'):
+        block = f'{tower}_model.encoder.layers.0.'
+        norms += [f'{block}layer_norm1', f'{block}layer_norm2']
+        for name, (o, i) in {**{f'self_attn.{n}': (64, 64) for n in ('q_proj', 'k_proj', 'v_proj', 'out_proj')}, 'mlp.fc1': (256, 64), 'mlp.fc2': (64, 256)}.items():
+            tensors |= {f'{block}{name}.weight': draw(o, i), f'{block}{name}.bias': draw(o)}
+    for n in norms: tensors |= {f'{n}.weight': 1 + draw(64), f'{n}.bias': draw(64)}
+    tower = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=256)
+    (tmp_path/'hf').mkdir()
+    (tmp_path/'hf'/'config.json').write_text(json.dumps(dict(model_type='clip', architectures=['CLIPModel'], projection_dim=16, text_config=tower,
+                                                             vision_config=tower | dict(patch_size=16, image_size=32))))
+    torch.save(tensors, tmp_path/'hf'/'pytorch_model.bin')
+    with pytest.raises(UserError, match="pytorch_model.bin` is a pickle with weights under transformers' names") as e: load_model(tmp_path/'hf')
+    follow(str(e.value))
+    with pytest.raises(UserError, match='is a CLIPModel of transformers.*rils-export .*hf --to open_clip --out NEW'): load_model(tmp_path/'hf')
+    export(tmp_path/'hf', 'open_clip', tmp_path/'new')
+    net = load_model(tmp_path/'new').net
+    assert net.visual.proj.equal(tensors['visual_projection.weight'].T) and type(net.visual.transformer.resblocks[0].mlp.gelu).__name__ == 'QuickGELU'
+
+def test_26_22_neighbours_need_no_table_of_classes():
+    from rils_nb.evals.probe import knn
+    x, y = torch.randn(400, 8), torch.arange(400) % 40
+    found = knn(x, y, x[:50] + 0.1, 10**9)                                    # a table would have 10^12 cells
+    few = knn(x, y, x[:50] + 0.1, 40)
+    assert all(found[k].equal(few[k]) for k in (1, 20))

@@ -40,8 +40,10 @@ NEEDS['classifier'] = (lambda model, source: getattr(model, 'classify', None) is
                        '`{model}` has no classifier, which {task} needs: train one with rils-train finetune --init RUN --data FOLDER')
 NEEDS['same classes'] = (lambda model, source: not strangers(model, source),
                          'the data has classes that `{model}` was not trained on, and {task} compares names: give data with its classes')
+NEEDS['teacher'] = (lambda model, source: not getattr(model, 'asks', '') or getattr(model, 'teacher', None) is not None,
+                    '`{model}` sees what its teacher chooses, and the one that its config names is not opened by itself: name it with --teacher')
 
-@task('classification', 'classifier', 'labels', 'same classes')
+@task('classification', 'classifier', 'labels', 'same classes', 'teacher')
 def classification(
     model,   # with a classifier
     config,  # Config: eval_samples, batch and workers bound the work

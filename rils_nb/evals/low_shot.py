@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from ..core import UserError, key, noise, write_text
+from ..core import UserError, key, noise, write_text, printable
 from ..readers import READERS, open_source
 from ..samples import BadSample
 from ..sources import Source
@@ -183,7 +183,7 @@ def _lists_of(pool, y_test, ks, named, draw):  # -> lists, their classes; says w
     lists = draw(pool, classes, ks)
     if out := [str(k) for k in ks if (k, 0) not in lists]:
         c, n = pool.least(classes)
-        print(f'low_shot: class `{named[c] if c < len(named) else c}` has {n} training images that can be drawn, so {", ".join(out)} of each are left out')
+        print(f'low_shot: class `{printable(named[c] if c < len(named) else c)}` has {n} training images that can be drawn, so {", ".join(out)} of each are left out')
     return lists, classes
 
 # %% ../../nbs/evals/27_low_shot.ipynb #e6978cb7
@@ -205,7 +205,7 @@ def right_of(
     return {k: torch.tensor(v, dtype=torch.float64) for k, v in out.items()}
 
 # %% ../../nbs/evals/27_low_shot.ipynb #e7c3053f
-@task('low_shot', 'labels', auto=False)
+@task('low_shot', 'features', 'labels', auto=False)
 def low_shot(
     model,   # Method or Library
     config,  # Config: eval_samples, batch and workers bound the work

@@ -99,6 +99,17 @@ def linear_probe(
     return _right(fit_linear(x, y, classes, c, m), x_test, y_test), c
 
 # %% ../../nbs/evals/22_probe.ipynb #c71cca1e
+def _vote(
+    near,    # (m,n) cosines with neighbours, the nearest first
+    labels,  # (m,n) int64, their classes
+    classes, # C
+    k,       # so many of them vote
+    temperature,  # of the votes' weights
+):  # -> (m,) predicted labels
+    weight, labels = ((near[:, :k] - near[:, :1]) / temperature).double().exp(), labels[:, :k]
+    total = (weight[:, None] * (labels[:, :, None] == labels[:, None])).sum(2)     # (m,k), what each neighbour's class gets
+    return labels.where(total == total.amax(1, keepdim=True), classes).amin(1)     # the first of the classes that get most
+
 def knn(
     x,       # (n,D) training features
     y,       # (n,) training labels, int64
@@ -106,15 +117,14 @@ def knn(
     classes, # C
     ks=(1, 20),        # so many neighbours vote
     temperature=0.07,  # of the votes' weights, exp(cosine / temperature)
-    chunk=1024,        # test images at a time
+    chunk=1024,        # test images at a time, at most
 ):  # -> dict k -> (m,) predicted labels
     "Classes by the vote of the nearest training images."
     finite(x, 'training features'), finite(x_test, 'test features')
     x, out = F.normalize(x, dim=-1), {k: [] for k in ks}
-    for part in F.normalize(x_test, dim=-1).split(chunk):
-        near, index = (part @ x.T).topk(min(max(ks), len(x)))                      # (m,k), the nearest first
-        votes = F.one_hot(y[index], classes) * ((near - near[:, :1]) / temperature).exp()[..., None]
-        for k in ks: out[k].append(votes[:, :k].sum(1).argmax(1))
+    for part in F.normalize(x_test, dim=-1).split(max(1, min(chunk, 2**26 // len(x)))):  # 256 MB of cosines
+        near, index = (part @ x.T).topk(min(max(ks), len(x)))
+        for k in ks: out[k].append(_vote(near, y[index], classes, k, temperature))
     return {k: torch.cat(v) for k, v in out.items()}
 
 # %% ../../nbs/evals/22_probe.ipynb #149e9be8
@@ -180,7 +190,7 @@ def training_half(
     return _halves(f)
 
 # %% ../../nbs/evals/22_probe.ipynb #55c9352a
-@task('probe', 'labels')
+@task('probe', 'features', 'labels')
 def probe(
     model,   # Method or Library
     config,  # Config: eval_samples, batch and workers bound the work

@@ -22,7 +22,6 @@ from ..model import attention_to_patches, overheard
 from ..optim import OPTIMIZERS
 from ..pretraining.milan import ask
 from ..processes import all_sum, world
-from ..starts import find_teacher
 from .finetune import POOLS, classifier
 from .labelled import Labelled
 
@@ -134,7 +133,8 @@ def meet_data(self:Linear, source):
 @torch.no_grad()
 def scores(self:Linear, image):  # (B,3,H,W) uint8 -> (B,N)
     "How much each patch matters: attention of the teacher, or of the encoder's own last block."
-    if self.asks and self.teacher is None: find_teacher(self, self.visual.mean.device)
+    if self.asks and self.teacher is None: raise UserError(
+        f'this classifier sees the patches that its teacher `{self.asks}` chooses, and what a config names is not opened by itself: name the teacher, rils-eval RUN --teacher {self.asks}')
     if self.asks: return ask(self.teacher, image)[1]
     attn, token = self.last_attention, self.visual.trunk.global_pool == 'token'
     look = lambda attn, x: attention_to_patches(attn, x, self.visual.n_patches, class_token=token)
