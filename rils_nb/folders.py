@@ -33,9 +33,16 @@ def _is_folder(entry):
     try: return entry.is_dir()
     except OSError: return False  # a link to itself
 
+def _link_in(entry):  # the path of a folder, where a file without a suffix holds nothing else
+    try:
+        if '.' in entry.name or not 0 < entry.stat().st_size < 1024 or not entry.is_file(): return ''
+        with open(entry.path, encoding='utf-8') as f: text = f.read().strip()
+        return text if '/' in text and os.path.isdir(os.path.join(os.path.dirname(entry.path), text)) else ''
+    except (OSError, ValueError): return ''
+
 def walk_folders(
     root, # folder
-    bad=None, # list that folders are appended to that cannot be read, as (kind, where)
+    bad=None, # list that is appended to, as (kind, where): folders that cannot be read
 ):  # yields the path of a folder below the root ('' of itself) and a list of the names of its files; None for a folder that was read under another name
     "Every folder once, links followed; what is hidden is left out."
     root, top = os.fspath(root), os.path.realpath(root)
@@ -52,7 +59,9 @@ def walk_folders(
                 if bad is not None: bad.append(('file', f'{root}/{below} ({e.strerror})'))
             for e in entries:
                 if is_hidden(e.name): continue
-                if not _is_folder(e): names.append(e.name)
+                if not _is_folder(e):
+                    names.append(e.name)
+                    if bad is not None and (link := _link_in(e)): bad.append(('file', f'{e.path} (a link that was copied as a file: it holds the path of a folder, {link})'))
                 elif not e.is_symlink(): real.append((f'{below}/{e.name}' if below else e.name, f'{place}{os.sep}{e.name}'))
                 else: heapq.heappush(links, (f'{below}/{e.name}' if below else e.name, os.path.realpath(e.path)))
         yield below, names
@@ -90,17 +99,21 @@ def _pair_up(names):  # of a folder's files -> list of (image, file of captions)
     return pairs, bad
 
 # %% ../nbs/05b_folders.ipynb #42e62b32
+_PARTS = re.compile('(train(ing|val)?|val(id(ation)?)?|dev(elopment)?|test(ing)?|eval(uation)?|holdout|unlabell?ed)([-_ ]?(set|split|data|images?|imgs?))?[-_ ]?[0-9]{0,4}', re.I)
+
 class Folder(Source):
     "Images with a .txt of captions beside each."
     def __init__(self, path, **_):
-        self.bad, found, lost = [], {}, []
+        self.bad, found, lost, shards = [], {}, [], []
         for below, names in walk_folders(_folder(path), self.bad):
             at, (pairs, bad) = f'{below}/' if below else '', _pair_up(names or ())
             found |= {at + n: text for n, text in pairs}
             lost += [(at + n, *why) for n, *why in bad]
+            if any(_suffix(n) == '.tar' for n in names or ()): shards.append(below)
         self.bad += [(kind, f'{Path(path, n)} {words}') for n, kind, words in sorted(lost, key=lambda b: b[0].split('/'))]
-        if not found: raise UserError(_no_pairs(path, lost))
-        order = _in_order(found)
+        if not found: raise UserError(_no_pairs(path, lost, shards) + ''.join(f'; {where}' for kind, where in self.bad[:1] if kind == 'file'))
+        order, parts = _in_order(found), natural_order({n.partition('/')[0] for n in found if '/' in n})
+        if len(parts) > 1 and all(map(_PARTS.fullmatch, parts)): notice(f'the pairs of {", ".join(parts)} in `{path}` are read together: to read one part, give its folder')
         self.paths = [Path(path, n) for n in order]
         self.texts = {i: found[n] for i, n in enumerate(order) if os.path.splitext(os.path.basename(n))[0] + '.txt' != found[n]}
     def __len__(self): return len(self.paths)
@@ -109,15 +122,14 @@ class Folder(Source):
         p = self.paths[i]
         return read_bytes(p), p.suffix, read_bytes(p.with_name(self.texts[i]) if i in self.texts else p.with_suffix('.txt')).split(b'\n'), None, str(p)
 
-def _no_pairs(path, lost):  # the message for a folder without a pair
+def _no_pairs(path, lost, shards):  # the message for a folder without a pair
     alone, unread = [n for n, kind, _ in lost if kind == 'pair'], Counter(_suffix(n) or 'without a suffix' for n, kind, _ in lost if kind == 'image')
     return (f'no pairs in the folder `{path}`: it has {len(alone)} images and none with a .txt of the same name beside it'
             + f', and {unread.total()} files that are not read ({", ".join(f"{n} {s}" for s, n in unread.most_common(3))})' * bool(unread)
-            + f'; if its folders are classes, give classes:{path}' * any('/' in n for n in alone))
+            + f'; if its folders are classes, give classes:{path}' * any('/' in n for n in alone)
+            + ''.join(f'; there are shards in {Path(path, below)}: give that folder' for below in sorted(shards)[:1]))
 
 # %% ../nbs/05b_folders.ipynb #101f6957
-_PARTS = re.compile('(train(ing|val)?|val(id(ation)?)?|dev(elopment)?|test(ing)?|eval(uation)?|holdout|unlabell?ed)([-_ ]?(set|split|data|images?|imgs?))?[-_ ]?[0-9]{0,4}', re.I)
-
 class ClassFolders(Source):
     "Images in a folder for each class."
     def __init__(self, path, **_):
@@ -148,10 +160,11 @@ class ClassFolders(Source):
 def _check_classes(path, found, texts):  # folders -> their images; folders without images -> their texts; paths below `path`
     classes = natural_order([c for c in found if found[c]])
     folders = [{n.split('/')[1] for n in found[c] if n.count('/') > 1} for c in classes]
-    if all(_PARTS.fullmatch(c) for c in classes) and (len(classes) > 1 or folders[0]):
+    parts = list(filter(_PARTS.fullmatch, classes))
+    if parts == classes and any(folders):
         first = next((c for c in classes if c.lower().startswith('train')), classes[0])
-        if any(folders): raise UserError(f'the folders of `{path}` are parts of the data and no classes ({", ".join(classes)}): give one of them, as {Path(path, first)}')
-        notice(f'the folders of `{path}` are called like parts of the data ({", ".join(classes)}), and each is taken for a class')
+        raise UserError(f'the folders of `{path}` are parts of the data and no classes ({", ".join(classes)}): give one of them, as {Path(path, first)}')
+    if parts and len(classes) > 1: notice(f'folders of `{path}` are called like parts of the data ({", ".join(parts)}), and each is taken for a class')
     inner = lambda n: os.path.splitext(n)[0].partition('/')[2]
     named = {k: c for c in classes for n in found[c] for k in (inner(n), n.partition('/')[2])} if texts else {}
     apart = next(((named[inner(n)], c) for c in texts for n in texts[c] if inner(n) in named), None)
