@@ -69,7 +69,10 @@ def walk_folders(
 # %% ../nbs/05b_folders.ipynb #2e5e2b50
 def _in_order(paths): return sorted(paths, key=lambda p: p.split('/'))  # as `pathlib` sorts them
 
-def list_files(root, bad=None):  # folder -> sorted list of paths below it
+def list_files(
+    root, # folder
+    bad=None, # as in `walk_folders`
+):  # -> sorted list of paths below it
     "All files at any depth, as `walk_folders` finds them."
     return _in_order([f'{below}/{n}' if below else n for below, names in walk_folders(root, bad) for n in names or ()])
 
@@ -109,7 +112,7 @@ class Folder(Source):
             at, (pairs, bad) = f'{below}/' if below else '', _pair_up(names or ())
             found |= {at + n: text for n, text in pairs}
             lost += [(at + n, *why) for n, *why in bad]
-            if any(_suffix(n) == '.tar' for n in names or ()): shards.append(below)
+            if any(n.endswith('.tar') for n in names or ()): shards.append(below)
         self.bad += [(kind, f'{Path(path, n)} {words}') for n, kind, words in sorted(lost, key=lambda b: b[0].split('/'))]
         if not found: raise UserError(_no_pairs(path, lost, shards) + ''.join(f'; {where}' for kind, where in self.bad[:1] if kind == 'file'))
         order, parts = _in_order(found), natural_order({n.partition('/')[0] for n in found if '/' in n})

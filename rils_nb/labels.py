@@ -128,6 +128,7 @@ def _words(): return {s: words.split(', ')[0] for s, _, words in (line.partition
 def _in_words(name):  # str -> str
     synset = re.fullmatch(r'(n[0-9]{8})(?:[-_. ]+(.+))?', name)
     if synset: name = synset[2] or _words().get(name, name)
+    if re.search('[\ud800-\udfff]', name): name = name.encode('utf-8', 'surrogateescape').decode('cp1252', 'replace')  # bytes of a folder's name, in the letters of old archives
     return ' '.join(re.sub('[\\s_]+', ' ', name).split()) or name
 
 # %% ../nbs/04a_labels.ipynb #d42611f1

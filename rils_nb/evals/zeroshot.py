@@ -29,7 +29,11 @@ def classifier(
     return torch.stack([F.normalize(part.mean(0), dim=-1) for part in z.split([len(ps) for ps in prompts])])
 
 # %% ../../nbs/evals/20_zeroshot.ipynb #297b5566
-def read_names(path, n, none=''):  # text file, number of classes or 0, what the data say of folders that are no classes -> list of str
+def read_names(
+    path,   # text file
+    n,      # number of classes; 0: it is not known
+    none='', # words about folders of the data that are no classes
+):  # -> list of str
     "Class names of a file, one to a line, in the order of the labels."
     names = load_names(path)
     if n and len(names) != n: raise UserError(f'`{path}` holds {len(names)} class names, one to a line, but the data has {n} classes{none}')
