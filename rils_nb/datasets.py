@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
-import open_clip
 import torchvision.transforms.v2.functional as TF
 from fastcore.basics import patch
 from torchvision import datasets as tv
 from .core import Registry, UserError, nearest
+from .folders import is_hidden
+from .labels import SYNSETS
 from .sources import Source
 from .samples import BadSample, IMAGES
 
@@ -49,7 +50,7 @@ def listed(name):  # section of classes.txt -> as `names`
 
 def _synsets(subset): return (files('timm')/'data'/'_info'/f'{subset}_synsets.txt').read_text().split()
 
-IMAGENET = {s: (n,) for s, n in zip(_synsets('imagenet'), open_clip.IMAGENET_CLASSNAMES, strict=True)}  # synset -> CLIP's name
+IMAGENET = {s: (n,) for s, n in SYNSETS.items()}  # synset -> CLIP's name
 
 # %% ../nbs/evals/25_datasets.ipynb #cabe29ce
 class Found(NamedTuple):
@@ -93,8 +94,8 @@ def class_folders(
     "Images in a folder for each class."
     def read(root, folder):
         wanted = None if only is None else set(map(key, only))
-        found = sorted(p for p in (root/folder).iterdir() if p.is_dir() and p.name[0] != '.' and (wanted is None or key(p.name) in wanted))
-        paths = {c.name: sorted(p for p in c.iterdir() if p.suffix.lower() in IMAGES and p.name[0] != '.') for c in found}
+        found = sorted(p for p in (root/folder).iterdir() if p.is_dir() and not is_hidden(p.name) and (wanted is None or key(p.name) in wanted))
+        paths = {c.name: sorted(p for p in c.iterdir() if p.suffix.lower() in IMAGES and not is_hidden(p.name)) for c in found}
         pairs = [(p, c) for c, chosen in (split(paths) if split else paths).items() for p in chosen]
         return Found(Files([p for p, _ in pairs], border), [c for _, c in pairs], list(paths))
     return read

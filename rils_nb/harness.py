@@ -70,9 +70,9 @@ def _first(source):  # index of the first sample that can be read
     if not len(source): raise UserError('the data for the evaluation holds no samples')
     for i in range(len(source)):
         try: source.read(i)
-        except BadSample: continue
-        return i
-    raise UserError(f'none of the {len(source)} samples of the evaluation could be read')
+        except BadSample as e: wrong = e
+        else: return i
+    raise UserError(f'none of the {len(source)} samples of the evaluation could be read: the last is damaged ({wrong})')
 
 NEEDS = Registry('need')
 NEEDS['text'] = (lambda model, source: getattr(model, 'encode_text', None) is not None,

@@ -18,7 +18,8 @@ from PIL import Image
 import torch
 from torchvision.transforms import v2
 import webdataset as wds
-from .core import UserError, key, noise, only_one, progress_bar, write_text, writing, printable
+from .core import UserError, key, noise, only_one, printable, progress_bar, writing
+from .labels import name_line, save_names
 from .loader import IGNORED, annotation_of
 from .samples import BadSample, IMAGES, _tokens, caption_id, clean_captions, decode_image, encode_png, kinds
 
@@ -88,8 +89,8 @@ def _order(n, seed): return range(n) if seed is None else noise(torch.tensor([ke
 
 # %% ../nbs/41_packing.ipynb #5e694b7b
 def _names_of(source, out):  # -> dict: file of names of classes beside the shards -> the names, or None
-    kinds = dict(classes=source.classes) | {f'{k}-classes': getattr(source, f'{name}_names', None) for k, name in (('map', 'semantic'), ('object', 'object'))}
-    return {out.parent/f'{out.name}-{kind}.txt': names for kind, names in kinds.items()}
+    kinds = {'classes': 'classes', 'map-classes': 'semantic_names', 'object-classes': 'object_names', 'templates': 'templates'}
+    return {out.parent/f'{out.name}-{kind}.txt': getattr(source, names, None) for kind, names in kinds.items()}
 
 def _check_free(source, out):  # that nothing of an earlier pack would be taken for this one's
     if list(out.parent.glob(f'{glob.escape(out.name)}-*.tar')): raise UserError(f'`{out}-*.tar` exist already: choose another name, or move them away')
@@ -120,7 +121,7 @@ def pack(
             paths = [out.parent/p.name for p in sorted(Path(aside).glob('*.tar'))]
             _check_free(source, out)  # again, for file systems without locks
             for path, names in _names_of(source, out).items():
-                if names: write_text(path, '\n'.join(names) + '\n')
+                if names: save_names(path, names)
             with writing(out):
                 for p in paths: os.replace(Path(aside)/p.name, p)
     return paths, bad
@@ -143,14 +144,27 @@ def _object_figures(labels, source):  # list of an image's labels, for each imag
     wrong = getattr(source, 'counted', {})
     return {k: v for k, v in figures.items() if v != ''} | ({'objects with mistakes': ', '.join(f'{n} {what}' for what, n in wrong.items())} if wrong else {})
 
+def _class_figures(labels, source):  # list of numbers, None for a sample without
+    found, names = Counter(y for y in labels if y is not None), getattr(source, 'classes', None)
+    if not found: return {}
+    numbers = range(len(names)) if names else sorted(found)
+    name = lambda k: name_line(str(names[k])) if names else f'{k} (without a name)'
+    some = lambda words: ', '.join(words[:5]) + ', ...' * (len(words) > 5)
+    figures = {'classes': f'{len(numbers)}: ' + some([f'{name(k)} {found[k]}' for k in numbers[:6]]), 'images of a class': _spread([found[k] for k in numbers])}
+    left_out = {'classes without an image': [name(k) for k in numbers if not found[k]], 'folders without an image': list(map(name_line, getattr(source, 'empty_folders', ()))),
+                'pictures of no class': list(map(name_line, getattr(source, 'beside', ())))}
+    return figures | {k: f'{len(v)}: {some(v)}' for k, v in left_out.items() if v} | ({'samples without a label': labels.count(None)} if None in labels else {})
+
 # %% ../nbs/41_packing.ipynb #ed184ff6
 def check(source):  # -> dict of figures, list of (kind, where)
     "Read every sample of a source and report."
-    bad, sizes, lengths, counts, texts, pixels, objects = list(getattr(source, 'bad', ())), [], [], [], Counter(), Counter(), []
+    bad, sizes, lengths, counts, labels, texts, pixels, objects = list(getattr(source, 'bad', ())), [], [], [], [], Counter(), Counter(), []
+    named = len(getattr(source, 'classes', None) or ()) or 2**31
     for i in progress_bar(range(len(source)), desc='checking', unit='pair'):
         try:
             sample = source.read(i)
             known = _annotation(source, i, sample['image'])
+            if sample.get('label', 0) >= named: raise BadSample('label', f'{sample.get("name", i)} ({sample["label"]}, and the {named} names of classes are those of 0 to {named - 1})')
         except BadSample as e:
             bad.append((e.kind, e.where))
             continue
@@ -158,12 +172,13 @@ def check(source):  # -> dict of figures, list of (kind, where)
         if 'labels' in known: objects.append(known['labels'].tolist())
         sizes.append(tuple(sample['image'].shape[:0:-1]))
         counts.append(len(sample['captions']))
+        labels.append(sample.get('label'))
         lengths += [len(_tokens(c)) for c in sample['captions']]
         texts.update(map(caption_id, sample['captions']))
     figures = dict(shards=len(source.sizes), samples=len(source), good=len(sizes), damaged=len(bad)) | {
         'width min / median / max': _spread([w for w, _ in sizes]), 'height': _spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _spread(counts),
         'tokens of a caption': _spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
-    return figures | _map_figures(pixels, source) | _object_figures(objects, source), bad
+    return figures | _class_figures(labels, source) | _map_figures(pixels, source) | _object_figures(objects, source), bad
 
 # %% ../nbs/41_packing.ipynb #4b840940
 def pack_command(

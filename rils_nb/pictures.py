@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from .core import UserError
+from .labels import prompt_names
 from .samples import BadSample
 from .libraries import name_of, view_of
 from .features import device_of, evaluating, features, fine_features, subset
@@ -60,7 +61,7 @@ def words_of(
     if all(own): words = list(dict.fromkeys(w for o in own for w in o))
     else:
         frequent = sum(map(caption_words, some(source, 300, among=300)), Counter()).most_common(10)
-        words, own = [w for w, _ in frequent] or list(getattr(source, 'classes', None) or [])[:10] or queries_of(source), None
+        words, own = [w for w, _ in frequent] or prompt_names(getattr(source, 'classes', None) or [])[:10] or queries_of(source), None
     if not words: raise UserError('the data has neither captions nor classes: there are no words to show')
     return {w: [w, f'a {w}'] for w in words}, own
 
@@ -68,7 +69,7 @@ def words_of(
 def queries_of(source):  # -> list of texts
     "Three captions, or classes, of the data."
     captions = [c[0] for s in some(source, 12, among=12) if (c := s.get('captions'))]
-    return list(dict.fromkeys(captions))[:3] or list(getattr(source, 'classes', None) or [])[:3]
+    return list(dict.fromkeys(captions))[:3] or prompt_names(getattr(source, 'classes', None) or [])[:3]
 
 @singledispatch
 def shows_much(source):  # -> function of an index

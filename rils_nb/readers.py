@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from tqdm.contrib.concurrent import process_map
-from .core import Registry, UserError, nearest
+from .core import Registry, UserError, nearest, notice, progress_bar
 from .folders import ClassFolders, Folder, _folder, _has_classes, _images
-from .labels import class_names
+from .labels import class_names, label_name, name_line, natural_order, read_templates
 from .scenes import Scenes
 from .samples import BadSample, bounded
 from .shards import _ORDER, WINDOW, _after_the_first, _index, _length, pread, shard_paths
@@ -26,8 +26,11 @@ from .sources import Source
 from .tables import Manifest, _Rows
 
 # %% ../nbs/06_readers.ipynb #90eda190
-def _name_files(path):  # where the names of the labels stand: NAME-classes.txt as `pack` writes it, or classnames.txt
-    return [p for p in (re.sub(r'-\d+\.tar$', '-classes.txt', path), os.path.join(os.path.dirname(path), 'classnames.txt')) if p != path]
+def _name_files(path): return _beside(path, 'classes', 'classnames.txt')
+
+def _beside(path, what, public):  # shard -> where its pack may have a file: NAME-what.txt as `pack` writes it, or that of public packs beside the shards or one folder above
+    folder = os.path.dirname(path)
+    return [p for p in (re.sub(r'-\d+\.tar$', f'-{what}.txt', path), os.path.join(folder, public), os.path.normpath(os.path.join(folder, '..', public))) if p != path]
 
 # %% ../nbs/06_readers.ipynb #153a6f74
 class Shards(Source):
@@ -46,6 +49,7 @@ class Shards(Source):
             raise UserError(f'the {len(self.paths)} shards of `{spec}` hold no complete pair ({len(self.bad)} damaged or incomplete{example})')
         self._remember()
         self.classes = class_names(self.paths, _name_files, lambda p: self.rows(self.paths.index(p))[:, 2 * _ORDER.index('cls')].any())
+        self._number_words(spec)
     @property
     def sizes(self): return self.lengths
     def __len__(self): return self.starts[-1]
@@ -85,9 +89,8 @@ def _parts(self:Shards, i):  # -> part -> function that reads it, label, name
     get = {part: partial(self._read, shard, o, s) for part, o, s in zip(_ORDER, places[::2], places[1::2]) if o}
     header = tarfile.TarInfo.frombuf(self._read(shard, places[0] - 1, 512), 'utf-8', 'surrogateescape')
     name, label = f'{self.paths[shard]}: {header.name}', None
-    try: label = int(get['cls']()) if 'cls' in get else None
-    except (ValueError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'caption'), f'{name} ({e})')
-    if label is not None and not 0 <= label < 2**31: raise BadSample('label', f'{name} ({label} is no class)')
+    if 'cls' in get: label = self._label(get['cls'], name)
+    if 'cls' in get and label is None and not get.keys() & {'txt', 'json'}: raise BadSample('label', f'{name} (its .cls says nothing)')
     return get, label, name
 
 @patch
@@ -104,6 +107,50 @@ def raw(self:Shards, i):
 def _caption(self:Shards, data):
     fields = json.loads(data)
     return fields.get(self.caption_key, fields.get('caption')) if isinstance(fields, dict) else None
+
+# %% ../nbs/06_readers.ipynb #d32eda08
+@patch
+def _words(self:Shards, shard):  # what the .cls of a shard say, one after another; what cannot be read is named when its sample is read
+    try:
+        places = self._rows(shard)[:, 2 * _ORDER.index('cls'):][:, :2]
+        with open(self.paths[shard], 'rb') as f:
+            for block, size in places[places[:, 0] > 0].tolist():
+                f.seek(block * 512)
+                try: yield label_name(f.read(min(size, 2**16)).decode())
+                except (ValueError, BadSample): pass
+    except (OSError, BadSample): pass
+
+@patch
+def _number_words(self:Shards, spec):  # where the first .cls of a pack is a word
+    packs, self.words = {}, None
+    for k in filter(self.lengths.__getitem__, range(len(self.paths))): packs.setdefault(tuple(_name_files(self.paths[k])), k)
+    firsts = [next(filter(None, self._words(k)), '0') for k in packs.values()]
+    if all(map(_is_number, firsts)): return
+    shards, beside = progress_bar(range(len(self.paths)), desc='reading .cls', delay=3, leave=False), 'the names of classes beside the shards'
+    found = natural_order({w for k in shards if self.lengths[k] for w in self._words(k) if w})
+    if self.classes and not set(found) & set(self.classes):
+        raise UserError(f'the .cls of `{spec}` are words, e.g. `{name_line(found[0])}`, and none of them is among {beside}, e.g. `{name_line(self.classes[0])}`')
+    notice(f'the .cls of `{spec}` are words, {len(found)} of them, numbered in ' + (f'the order of {beside}' if self.classes else 'their natural order'))
+    self.classes = self.classes or found
+    self.words = {w: i for i, w in enumerate(self.classes)}
+
+def _is_number(word): return bool(re.fullmatch('[+-]?[0-9]{1,18}', word))
+
+# %% ../nbs/06_readers.ipynb #100dc090
+@patch
+def _label(self:Shards, get, name):  # function that reads a .cls, name of the sample -> number of the class, or None
+    try: word = label_name(get().decode())
+    except (ValueError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'label'), f'{name} (its .cls: {getattr(e, "where", e)})')
+    if word is None: return None
+    number = self.words.get(word, -1) if self.words else int(word) if _is_number(word) else -1
+    if not 0 <= number < 2**31: raise BadSample('label', f'{name} (`{word}` is no class' + (' that is known' if self.words else '' if _is_number(word) else ', and the first .cls is a number') + ')')
+    return number
+
+@patch(as_prop=True)
+def templates(self:Shards):
+    file = next(filter(os.path.isfile, _beside(self.paths[0], 'templates', 'zeroshot_classification_templates.txt')), None)
+    if file: notice(f'the prompts are those of `{file}`')
+    return read_templates(file) if file else None
 
 # %% ../nbs/06_readers.ipynb #4fdfab8e
 @patch

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from .core import SUMS, UserError, append_jsonl, aside_of, key, notice, read_jsonl, reading, sweep, write_sums, write_text, writing, writing_folder, wrong_sums
 from .checkpoints import checkpoints_of, follow
 from .config import differences, from_json, to_json
-from .processes import cut_like, gathered
+from .processes import cut_like, gathered, all_sum
+from .labels import load_names, save_names
 from .samples import kinds
 from .shards import WINDOW
 from .methods import make
@@ -50,12 +51,12 @@ def write_names(
     folder, # existing folder to write into
 ):
     "Write down what the classes of a method are called, where it has any."
-    if names: write_text(Path(folder)/CLASSES, '\n'.join(names) + '\n')
+    if names: save_names(Path(folder)/CLASSES, names)
 
 def names_in(folder):  # checkpoint folder -> list of str, or None
     "What the classes of a checkpoint are called."
     path = Path(folder)/CLASSES
-    return path.read_text(encoding='utf-8').rstrip('\n').split('\n') if path.exists() else None
+    return load_names(path) if path.exists() else None
 
 # %% ../nbs/14_runs.ipynb #1c4c62d1
 def save(

@@ -14,6 +14,7 @@ from .samples import BadSample, clean_captions, decode_image
 class Source:
     "Samples by number. Subclasses define `raw` and `__len__`, and `sizes` where there are shards."
     classes = None  # names of the labels, where there are labels
+    templates = None # prompts with {} for the name of a class, where the data bring their own
     semantic_names = object_names = None  # of the classes of pixels and of objects, where annotations have them
     bad = ()        # (kind, where) of samples that are known to be incomplete and are not counted in the length
     columns = {}    # image_key, caption_key and label_key of a table, where they are not the usual ones

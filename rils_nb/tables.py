@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 from .core import UserError, nearest
-from .labels import natural_order
+from .labels import label_name, natural_order
 from .samples import BadSample, read_bytes
 from .sources import Source
 
@@ -29,6 +29,17 @@ class _Rows:  # of a table: lists of what JSON knows
         if not 0 <= i < len(self): raise IndexError(i)
         return json.loads(self.data[self.ends[i]:self.ends[i + 1]].decode('utf-8', 'surrogatepass'))
 
+# %% ../nbs/05a_tables.ipynb #02c4c8b1
+def _label_in(row, label_key, caption_key, where):  # -> name of a class; None: it has none; or a list with the reason why it cannot be used
+    try: name, reason = label_name(row.get(label_key)), f'no class, but `{row.get(label_key)}`'
+    except BadSample as e: name, reason = None, e.where
+    return name if name is not None or row.get(caption_key) or label_key not in row else [f'{where}: {reason}']
+
+class _Numbers(dict):  # name of a class -> its number
+    def get(self, label):
+        if isinstance(label, list): raise BadSample('label', label[0])
+        return super().get(label)
+
 # %% ../nbs/05a_tables.ipynb #82578db2
 class Manifest(Source):
     "Pairs listed in a CSV, TSV or JSON lines file."
@@ -40,17 +51,17 @@ class Manifest(Source):
             for i, r in enumerate(self._read()):
                 if i < 100: head.append(r)
                 if None in r: self.surplus.add(i)
-                label = None if r.get(label_key) in (None, '') else ' '.join(str(r[label_key]).split())
-                labels.add(label)
+                label = _label_in(r, label_key, caption_key, f'{path} row {i + 1}')
+                if isinstance(label, str): labels.add(label)
                 self.rows.append([r.get(image_key), r.get(caption_key), label])
         except OSError as e: raise UserError(f'`{path}` cannot be read: {e.strerror}')
         finally: csv.field_size_limit(csv_limit)
         if not head: raise UserError(f'`{path}` has no rows')
         self._check_columns(head, image_key, caption_key, label_key)
         self.columns = {k: v for k, v in dict(image_key=image_key, caption_key=caption_key, label_key=label_key).items() if v != k.removesuffix('_key')}
-        names = natural_order(labels - {None})
+        names = natural_order(labels)
         if any('\ud800' <= c <= '\udfff' for n in names for c in n): raise UserError(f'labels of `{path}` are not UTF-8: save it as CSV UTF-8')
-        self.classes, self.label = names or None, {n: i for i, n in enumerate(names)}
+        self.classes, self.label = names or None, _Numbers((n, i) for i, n in enumerate(names))
         self._check_images([r.get(image_key) for r in head])
     def __len__(self): return len(self.rows)
 

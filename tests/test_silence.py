@@ -671,3 +671,104 @@ def test_26_22_neighbours_need_no_table_of_classes():
     found = knn(x, y, x[:50] + 0.1, 10**9)                                    # a table would have 10^12 cells
     few = knn(x, y, x[:50] + 0.1, 40)
     assert all(found[k].equal(few[k]) for k in (1, 20))
+# 26. What a folder, a label and a name mean
+
+def pictures(root, *names):
+    "Files of 8 x 8 pixels, and texts where a name ends so."
+    for n in names:
+        (root/n).parent.mkdir(parents=True, exist_ok=True)
+        if n.endswith('.txt'): (root/n).write_text(n)
+        else: Image.new('RGB', (8, 8)).save(root/n, 'PNG')
+    return str(root)
+
+def checked(data, **columns):
+    from rils_nb.packing import check
+    return check(open_source(str(data), **columns))
+
+def test_26_3_links_to_folders_are_followed(tmp_path):
+    pictures(tmp_path/'store', 'cat/0.png', 'dog/0.png', 'dog/1.png'), pictures(tmp_path/'far', '0.png', '0.txt')
+    pictures(tmp_path/'pairs', 'near/0.png', 'near/0.txt'), (tmp_path/'subset').mkdir()
+    for link, to in (('subset/cat', '../store/cat'), ('subset/dog', '../store/dog'), ('pairs/far', '../far'), ('pairs/again', '../far'), ('pairs/near/up', '..')):
+        os.symlink(to, tmp_path/link)
+    source = open_source(str(tmp_path/'subset'))
+    assert (source.classes, [source.read(i)['label'] for i in range(len(source))]) == (['cat', 'dog'], [0, 1, 1])
+    assert len(open_source(str(tmp_path/'pairs'))) == 2                                 # the real folder once, and no circle
+
+def test_26_3_what_systems_leave_behind_is_no_class(tmp_path):
+    pictures(tmp_path, 'cat/0.png', 'dog/0.png', '__MACOSX/cat/0.png', '@eaDir/0.png', '#recycle/0.png', 'lost+found/0.png', 'dog/x.png/1.png', 'preview.png'), (tmp_path/'empty').mkdir()
+    source = open_source(str(tmp_path))
+    assert (source.classes, len(source)) == (['cat', 'dog'], 3)
+    figures, bad = checked(tmp_path)
+    assert (figures['classes'], figures['images of a class'], bad) == ('2: cat 1, dog 2', '1 / 2 / 2', [])
+    assert (figures['folders without an image'], figures['pictures of no class']) == ('1: empty', '1: preview.png')
+
+@pytest.mark.parametrize('names,words', [(('train/a/0.png', 'train/b/0.png', 'val/a/0.png'), 'parts of the data and no classes .*give one of them, as .*/train'),
+                                         (('images/0.png', 'captions/0.txt'), 'pictures in `images` and texts of the same names in `captions`')])
+def test_26_3_what_only_looks_like_classes_is_refused(tmp_path, names, words):
+    with pytest.raises(UserError, match=words): open_source(pictures(tmp_path, *names))
+
+def test_26_3_pictures_that_are_not_read_are_counted(tmp_path):
+    pictures(tmp_path, *(f'{n}.txt' for n in 'abcdef'), 'a.png', 'b.heic', 'c.jxl', 'd.xyz', 'e', 'f.png', 'f.png.txt', 'g.png', 'g.png.txt')
+    figures, bad = checked(tmp_path)
+    assert (figures['good'], sorted((kind, Path(where.split(' ')[0]).name) for kind, where in bad)) == (2, [*(('image', n) for n in ('b.heic', 'c.jxl', 'd.xyz', 'e')), ('pair', 'f.png')])
+    assert len(bad) == 5 and open_source(str(tmp_path)).read(1)['captions'] == ['g.png.txt']
+
+def test_26_4_missing_labels_and_lists_are_no_classes(tmp_path):
+    pictures(tmp_path, '0.png')
+    labels = ['cat', 'nan', 'None', '10.0', '2', '2.0', '""', '"[\'cat\', \'dog\']"', 'class 10', 'class 2']
+    (tmp_path/'t.csv').write_text('image,label\n' + ''.join(f'0.png,{l}\n' for l in labels))
+    (tmp_path/'t.jsonl').write_text(''.join(json.dumps(dict(image='0.png', label=l)) + '\n' for l in ('dog', 1, 1.0, '1', math.nan, None, ['cat', 'dog'], {'cat': 1})))
+    assert open_source(str(tmp_path/'t.csv')).classes == ['2', '10', 'cat', 'class 2', 'class 10']
+    assert open_source(str(tmp_path/'t.jsonl')).classes == ['1', 'dog']
+    assert [len(checked(tmp_path/t)[1]) for t in ('t.csv', 't.jsonl')] == [4, 4]
+    assert {kind for kind, _ in checked(tmp_path/'t.jsonl')[1]} == {'label'}
+
+def test_26_4_one_natural_order(tmp_path):
+    names = [f'class {k}' for k in (0, 1, 2, 10)]
+    pictures(tmp_path/'folders', *(f'{n}/0.png' for n in names))
+    import io, tarfile
+    with tarfile.open(tmp_path/'0.tar', 'w') as t:
+        for i, n in enumerate(reversed(names)):
+            t.add(tmp_path/'folders'/n/'0.png', f'{i}.png')
+            info = tarfile.TarInfo(f'{i}.cls')
+            info.size = len(n)
+            t.addfile(info, io.BytesIO(n.encode()))
+    folders, shards = open_source(str(tmp_path/'folders')), open_source(str(tmp_path/'0.tar'))
+    assert folders.classes == shards.classes == names
+    assert [shards.read(i)['label'] for i in range(4)] == [3, 2, 1, 0]
+
+class Heard(torch.nn.Module):
+    "A text tower that keeps what it was asked."
+    image_size = 8
+    def __init__(self): super().__init__(); self.texts = []
+    def tokenize(self, texts): self.texts += texts; return torch.zeros(len(texts), 1, dtype=torch.long)
+    def encode_text(self, tokens): return torch.randn(len(tokens), 4)
+    def encode_image(self, x): return torch.randn(len(x), 4)
+
+def test_26_4_prompts_say_words(tmp_path):
+    pictures(tmp_path, 'n01484850/0.png', 'traffic_light/0.png')
+    zeroshot(model := Heard(), replace(SMALL, workers=0), open_source(str(tmp_path)))
+    assert {'a photo of a great white shark', 'a photo of a traffic light'} < set(model.texts) and not any('_' in t or 'n0' in t for t in model.texts)
+
+def test_26_4_public_packs_bring_names_and_prompts(tmp_path):
+    pictures(tmp_path/'classes', 'a/0.png', 'b/0.png')
+    path, = pack(open_source(str(tmp_path/'classes')), tmp_path/'x')[0]
+    (tmp_path/'public'/'test').mkdir(parents=True)
+    path.rename(tmp_path/'public'/'test'/'0.tar')
+    (tmp_path/'public'/'classnames.txt').write_text('ant\nbee\n')
+    (tmp_path/'public'/'zeroshot_classification_templates.txt').write_text('{c}!\n')
+    zeroshot(model := Heard(), replace(SMALL, workers=0), open_source(f'{tmp_path}/public/test/*.tar'))
+    assert sorted(model.texts) == ['ant!', 'bee!']
+
+@pytest.mark.parametrize('odd', ['a\rb', 'two\nlines', '', 'B\udce4r'])
+def test_26_16_names_survive_their_file(tmp_path, odd):
+    from rils_nb.runs import names_in, write_names
+    write_names([odd, 'cat', odd + 'x', odd], tmp_path)
+    assert names_in(tmp_path) == [odd, 'cat', odd + 'x', odd]
+
+def test_26_16_a_pack_keeps_odd_names(tmp_path):
+    pictures(tmp_path/'classes', 'a\rb/0.png', 'two\nlines/0.png', 'cat/0.png')
+    source = open_source(str(tmp_path/'classes'))
+    pack(source, tmp_path/'x')
+    packed = open_source(f'{tmp_path}/x-*.tar')
+    assert packed.classes == source.classes and len(packed.classes) == 3

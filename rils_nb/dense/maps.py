@@ -23,7 +23,7 @@ from ..loader import IGNORED
 from ..folders import _folder, _images
 from ..readers import READERS, Shards
 from ..samples import FORMATS, MAX_PIXELS, BadSample, read_bytes
-from ..labels import class_names
+from ..labels import class_names, load_names
 from ..sources import Source
 from ..tables import Manifest
 
@@ -68,11 +68,8 @@ def names_of(
     if given.isdigit(): names = [str(i) for i in range(int(given))]
     else:
         path = Path(folder)/given
-        try: names = [n.strip() for n in path.read_text(encoding='utf-8').rstrip().split('\n')]
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f'names of classes: `{path}` cannot be read ({getattr(e, "strerror", None) or "not UTF-8"}); give a file with a name to a line, their number, ade20k or voc')
-        if '' in names: raise UserError(f'line {names.index("") + 1} of `{path}` is empty, and the numbers in the maps count its lines: '
-                                        'give every class a name, or take the line out where no number stands for it')
+        try: names = load_names(path)
+        except UserError as e: raise UserError(f'{e}' + ', their number, ade20k or voc' * ('cannot be read' in str(e)))
         twice = [n for n, many in Counter(names).items() if many > 1]
         if twice: raise UserError(f'`{path}` has the class `{twice[0]}` twice: evaluations compare names, so give each class its own')
     if not 2 <= len(names) < IGNORED: raise UserError(f'a label map tells 2 to 254 classes apart, and `{given}` names {len(names)}')

@@ -15,6 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..config import parse_opts
 from ..core import UserError
+from ..labels import load_names
 from .coco import _object, objects_as_tensors
 from ..readers import READERS, Shards
 from ..samples import MAX_PIXELS, BadSample
@@ -36,12 +37,10 @@ class ObjectShards(Shards):
         return objects_as_tensors(name, h, w, objects, self.outlined)
 
 def _names(pattern, path):  # file with a name to a line -> list of str
-    try: names = [n.strip() for n in Path(path).read_text(encoding='utf-8').splitlines() if n.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f'which classes the objects of `{pattern}` have is not said: `{path}` cannot be read ({getattr(e, "strerror", None) or "not UTF-8"}); '
-                        f'give objects:{pattern},names=FILE with a name to a line')
+    try: names = load_names(path)
+    except UserError as e: raise UserError(f'which classes the objects of `{pattern}` have is not said: {e}, as objects:{pattern},names=FILE')
     twice = [n for n, many in Counter(names).items() if many > 1]
-    if twice or not names: raise UserError(f'`{path}` has ' + (f'the class `{twice[0]}` twice' if twice else 'no names of classes'))
+    if twice: raise UserError(f'`{path}` has the class `{twice[0]}` twice')
     return names
 
 READERS['objects'] = (lambda s: False, ObjectShards)

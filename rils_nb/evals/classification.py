@@ -32,7 +32,7 @@ def translate(
     "Labels as a model counts them; raises `UserError` for classes that it does not know."
     if unknown := strangers(model, source): raise UserError(
         f'the data has {len(unknown)} classes that the model was not trained on, e.g. `{unknown[0]}`: it knows {", ".join(_names(model)[:5])}, ...')
-    if not (_names(model) and _names(source)): return labels
+    if not (_names(model) and _names(source)) or _names(model) == _names(source): return labels  # ImageNet has two classes called `missile`
     return torch.tensor([_names(model).index(c) for c in _names(source)])[labels]
 
 # %% ../../nbs/evals/35_classification.ipynb #48ed74d1

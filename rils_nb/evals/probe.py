@@ -131,6 +131,7 @@ def knn(
 def _match(train, source):  # labels of `train` -> labels of `source`, by the names of the classes; None where they do not fit
     a, b = (list(getattr(s, 'classes', None) or []) for s in (train, source))
     if not a or not b or not set(b) <= set(a): return None
+    if a == b: return torch.arange(len(a))  # also where two classes have one name
     return torch.tensor([b.index(n) if n in b else -1 for n in a])
 
 # %% ../../nbs/evals/22_probe.ipynb #eb3ac181

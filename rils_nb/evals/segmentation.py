@@ -27,6 +27,7 @@ from ..features import device_of, over_shifts, subset, token_features
 from ..viz import save_figure, show_segmentation
 from ..pictures import shows_much
 from ..harness import task
+from ..labels import prompt_names
 from .zeroshot import classifier, read_names, read_templates
 from .scenes import WORDINGS
 from ..datasets import key, listed, prompts
@@ -41,7 +42,8 @@ _SAID = {key(name): said for l in ('ade20k', 'coco_stuff', 'pascal_context', 'vo
 
 def in_words(names):  # list of str -> list of tuples of str
     "What prompts call classes."
-    return [_SAID.get(key(n), (n,)) for n in names]
+    words = iter(prompt_names([n for n in names if key(n) not in _SAID]))
+    return [_SAID[key(n)] if key(n) in _SAID else (next(words),) for n in names]
 
 # %% ../../nbs/evals/37_segmentation.ipynb #5c7dd3ee
 def grounded(source):  # with label maps

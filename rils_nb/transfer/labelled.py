@@ -17,7 +17,6 @@ from ..core import UserError
 from ..harness import NEEDS
 from ..loader import Unusable
 from ..methods import Method, options
-from ..folders import ClassFolders
 from ..samples import BadSample
 
 # %% ../../nbs/transfer/70_labelled.ipynb #e00b75b1
@@ -46,8 +45,6 @@ def names_of(
                                   'into a classnames.txt beside the shards, or give --opts classes=N')
     if len(names) < 2: raise UserError(f'a classifier chooses among classes, and the data has only `{names[0]}`')
     if given and len(names) != given: raise UserError(f'the data has {len(names)} classes, and --opts says classes={given}: leave it out, the data are asked')
-    empty = [names[i] for i in sorted(set(range(len(names))) - {y for _, y in source.paths})] if isinstance(source, ClassFolders) else []
-    if empty: raise UserError(f'no image in the folder{"s" * (len(empty) > 1)} of the class {", ".join(f"`{e}`" for e in empty[:5])}: remove what is no class, or fill it')
     return names
 
 # %% ../../nbs/transfer/70_labelled.ipynb #6d72b03f
