@@ -39,7 +39,7 @@ class Folder(Source):
     def about(self, i): return None, str(self.paths[i])
     def raw(self, i):
         p = self.paths[i]
-        return read_bytes(p), p.suffix, read_bytes(p.with_suffix('.txt')).split(b'\n'), None, str(p)
+        return read_bytes(p), p.suffix, read_bytes(p.with_suffix('.txt')), None, str(p)
 
 # %% ../nbs/05b_folders.ipynb #101f6957
 class ClassFolders(Source):
