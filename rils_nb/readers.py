@@ -144,8 +144,9 @@ def _check_key(self:Shards, spec):  # does any .json have the field, or each of 
             if 'json' not in get or get.keys() & UNCAPTIONED: continue
             fields = parse_json(get['json']())
         except (ValueError, RecursionError, BadSample): continue
-        wanted, read, example = wanted - {*fields} if isinstance(fields, dict) else wanted, read + 1, example or describe_fields(fields, self.caption_key)
+        if isinstance(fields, dict): wanted -= {*fields}
         if not wanted or isinstance(fields, dict) and self.caption_key in fields: return
+        read, example = read + 1, example or describe_fields(fields, min(wanted))
     if read: raise UserError(f'no .json has `{", ".join(sorted(wanted))}`, of {read} samples of `{spec}` that were looked at; e.g. {example}; name others with --caption_key')
 
 # %% ../nbs/06_readers.ipynb #4fdfab8e
