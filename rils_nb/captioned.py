@@ -23,7 +23,7 @@ from .tables import Manifest
 def _folder(path, names, images):  # the split file, names of images, what the user said -> where the images are, seen from the file
     if images: return images if (path.parent/images).is_dir() else os.path.abspath(images)
     beside = ['', *(f'{up}{p.name}' for up in ('', '../') for p in sorted((path.parent/up).iterdir()) if p.is_dir())]
-    return next((f for f in beside if any((path.parent/f/n).is_file() for n in names)), '')
+    return next((f for f in beside if any((path.parent/f/n.replace('\\', '/')).is_file() for n in names)), '')  # backslashes: a file from Windows
 
 def _load(path):  # -> dict
     try: fields = parse_json(path.read_bytes())

@@ -131,7 +131,7 @@ def unit_pixels(
     return image.to(dtype, copy=True)
 
 # %% ../nbs/04_samples.ipynb #b9aedc6d
-_BLANK = set('\u115f\u1160\u3164\uffa0\u2800')  # fillers of the Korean script, which count as letters, and Braille without a dot, a symbol
+_BLANK = set('\u115f\u1160\u3164\uffa0\u2800\ufffc')  # fillers of the Korean script, which count as letters; Braille without a dot and the place of an object, symbols
 
 def is_visible(text):  # str -> bool
     "Whether a text shows anything at all."
@@ -181,7 +181,7 @@ def _pairs(pairs):  # of an object -> dict
     fields = dict(pairs)
     if len(fields) == len(pairs): return fields
     values = {k: [v for other, v in pairs if other == k] for k in fields}
-    return {k: v[0] if all(x == v[0] for x in v) else v for k, v in values.items()}
+    return {k: v[0] if all(x == v[0] for x in v) else [x for y in v for x in (y if isinstance(y, list) else [y])] for k, v in values.items()}
 
 _decoder = json.JSONDecoder(object_pairs_hook=_pairs)
 

@@ -147,6 +147,7 @@ def _read_json(self:TableFile, f):
     try: rows = parse_json(text)
     except (ValueError, RecursionError): rows = self._read_lines(io.StringIO(text))
     if isinstance(rows, dict) and self.wanted not in rows: raise UserError(f'`{self.path}` is no list of rows: {describe_json(rows)}')
+    if isinstance(rows, dict) and isinstance(rows[self.wanted], (dict, list)): raise UserError(f'`{self.path}` holds columns and no rows: write a list with an object for each row (pandas: orient="records")')
     for n, row in enumerate([rows] if isinstance(rows, dict) else rows if hasattr(rows, '__iter__') else [rows], 1):
         if not isinstance(row, dict): raise UserError(f'`{self.path}` row {n} is not an object with columns')
         yield row
