@@ -33,7 +33,7 @@ def _pack_flags(s):  # the parser of `pack`
                    help='seed of the order in which pairs are written; off = as they stand in DATA (0)')
 
 # %% ../nbs/50_commands.ipynb #e28f79af
-DATA = 'DATA: a pattern of .tar, a .csv/.tsv/.jsonl, a folder of images with .txt, class folders, coco:FILE.json,images=FOLDER, or scenes'
+DATA = 'DATA: a pattern of .tar, a .csv/.tsv/.jsonl/.json, a folder of images with .txt, class folders, coco:FILE.json,images=FOLDER, or scenes'
 
 def data_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-data`."
@@ -45,7 +45,7 @@ def data_parser():  # -> argparse.ArgumentParser
         s.add_argument('data', help='what to read')
         if name == 'pack': _pack_flags(s)
         s.add_argument('--image_key', default='image', help='column of image paths (image)')
-        s.add_argument('--caption_key', default='caption', help='column or JSON field of captions (caption)')
+        s.add_argument('--caption_key', default='caption', help='column or JSON field of captions, several as a,b (caption)')
         s.add_argument('--label_key', default='label', help='column of names of classes (label)')
         if name == 'check': s.add_argument('--show', metavar='PNG', help='write a picture of 24 pairs with their captions and objects')
     return p
@@ -89,7 +89,7 @@ FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit, but tho
              suite='data sets of a paper in place of one: zeroshot21, robustness, or names of sets as food101,pets', root='folder that holds the data sets of --suite',
              data='data of the evaluation; without: that of the run, or scenes:split=val',
              n='at most so many samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
-             image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions',
+             image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions; several as a,b',
              label_key='manifest column with names of classes',
              out='results file that lines are appended to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one',
              teacher='model that a run asks what to see, as --opts teacher=... of its training; one that its config names is not opened by itself')

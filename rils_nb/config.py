@@ -31,7 +31,7 @@ class Config:
     # data
     data:str='scenes'         # training data: scenes, shards (a pattern of .tar), a .csv/.tsv/.jsonl, or a folder
     image_key:str='image'     # manifest column with image paths
-    caption_key:str='caption' # manifest column or JSON field with captions
+    caption_key:str='caption' # manifest column or JSON field with captions; several as a,b
     label_key:str='label'     # manifest column with names of classes, where there is one
     crop:float=1.0            # smallest share of the image's area that a random crop keeps; 1 = resize, no crop
     flip:bool=False           # mirror half of the images; not for captions that say left or right

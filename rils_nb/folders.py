@@ -123,7 +123,7 @@ class Folder(Source):
     def about(self, i): return None, str(self.paths[i])
     def raw(self, i):
         p = self.paths[i]
-        return read_bytes(p), p.suffix, read_bytes(p.with_name(self.texts[i]) if i in self.texts else p.with_suffix('.txt')).split(b'\n'), None, str(p)
+        return read_bytes(p), p.suffix, read_bytes(p.with_name(self.texts[i]) if i in self.texts else p.with_suffix('.txt')), None, str(p)
 
 def _no_pairs(path, lost, shards):  # the message for a folder without a pair
     alone, unread = [n for n, kind, _ in lost if kind == 'pair'], Counter(_suffix(n) or 'without a suffix' for n, kind, _ in lost if kind == 'image')

@@ -21,7 +21,7 @@ import webdataset as wds
 from .core import UserError, key, noise, only_one, printable, progress_bar, writing
 from .labels import name_line, save_names
 from .loader import IGNORED, annotation_of
-from .samples import BadSample, IMAGES, _tokens, caption_id, clean_captions, decode_image, encode_png, kinds
+from .samples import BadSample, CONTEXT, IMAGES, caption_id, clean_captions, count_tokens, decode_image, encode_png, kinds
 
 # %% ../nbs/41_packing.ipynb #00994f98
 def _stored(source, i):  # -> image (3,H,W), the file that holds it, its suffix, captions, label
@@ -173,11 +173,12 @@ def check(source):  # -> dict of figures, list of (kind, where)
         sizes.append(tuple(sample['image'].shape[:0:-1]))
         counts.append(len(sample['captions']))
         labels.append(sample.get('label'))
-        lengths += [len(_tokens(c)) for c in sample['captions']]
+        lengths += [count_tokens(c) for c in sample['captions']]
         texts.update(map(caption_id, sample['captions']))
-    figures = dict(shards=len(source.sizes), samples=len(source), good=len(sizes), damaged=len(bad)) | {
+    rows, cut = getattr(source, 'row_count', len(source)), sum(n > CONTEXT for n in lengths)
+    figures = dict(shards=len(source.sizes)) | ({'rows': rows} if rows != len(source) else {}) | dict(samples=len(source), good=len(sizes), damaged=len(bad)) | {
         'width min / median / max': _spread([w for w, _ in sizes]), 'height': _spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _spread(counts),
-        'tokens of a caption': _spread(lengths), 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
+        'tokens of a caption': _spread(lengths), 'captions cut at 77 tokens': f'{cut} ({cut / len(lengths):.1%})' if cut else '0', 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
     return figures | _class_figures(labels, source) | _map_figures(pixels, source) | _object_figures(objects, source), bad
 
 # %% ../nbs/41_packing.ipynb #4b840940

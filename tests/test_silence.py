@@ -485,7 +485,7 @@ def test_26_20_precision_stays_what_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('rils_nb.machine.has_bf16', lambda: True)
     assert fit(replace(config, steps=2, resume=True)) == 0
     said = capsys.readouterr()
-    assert said.out.count(' on cpu, float32;') == 2 and 'goes on in float32, in which this run began' in said.err
+    assert said.out.count(' cores), float32;') == 2 and 'goes on in float32, in which this run began' in said.err
 # 26. Models of others, and what leaves the project
 
 def clip_folder(folder, quick=False, weights=True):
@@ -714,10 +714,10 @@ def test_26_3_pictures_that_are_not_read_are_counted(tmp_path):
     assert len(bad) == 5 and open_source(str(tmp_path)).read(1)['captions'] == ['g.png.txt']
 
 def test_26_4_missing_labels_and_lists_are_no_classes(tmp_path):
-    pictures(tmp_path, '0.png')
+    pictures(tmp_path, *(f'{i}.png' for i in range(10)))
     labels = ['cat', 'nan', 'None', '10.0', '2', '2.0', '""', '"[\'cat\', \'dog\']"', 'class 10', 'class 2']
-    (tmp_path/'t.csv').write_text('image,label\n' + ''.join(f'0.png,{l}\n' for l in labels))
-    (tmp_path/'t.jsonl').write_text(''.join(json.dumps(dict(image='0.png', label=l)) + '\n' for l in ('dog', 1, 1.0, '1', math.nan, None, ['cat', 'dog'], {'cat': 1})))
+    (tmp_path/'t.csv').write_text('image,label\n' + ''.join(f'{i}.png,{l}\n' for i, l in enumerate(labels)))
+    (tmp_path/'t.jsonl').write_text(''.join(json.dumps(dict(image=f'{i}.png', label=l)) + '\n' for i, l in enumerate(('dog', 1, 1.0, '1', math.nan, None, ['cat', 'dog'], {'cat': 1}))))
     assert open_source(str(tmp_path/'t.csv')).classes == ['2', '10', 'cat', 'class 2', 'class 10']
     assert open_source(str(tmp_path/'t.jsonl')).classes == ['1', 'dog']
     assert [len(checked(tmp_path/t)[1]) for t in ('t.csv', 't.jsonl')] == [4, 4]
@@ -772,3 +772,104 @@ def test_26_16_a_pack_keeps_odd_names(tmp_path):
     pack(source, tmp_path/'x')
     packed = open_source(f'{tmp_path}/x-*.tar')
     assert packed.classes == source.classes and len(packed.classes) == 3
+# Captions and tables of strangers
+
+def _noise_png(path, i=0):
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    return Path(path).read_bytes()
+
+def _tar_of(path, members):
+    import io, tarfile
+    with tarfile.open(path, 'w') as t:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+
+def _captions_of(spec, **kw):
+    source = open_source(str(spec), **kw)
+    return [source.read(i)['captions'] for i in range(len(source))]
+
+def test_26_1_lines_of_a_text_are_captions_in_a_shard_too(tmp_path):
+    "The layout of CLIP_benchmark's retrieval sets; and img2dataset's, which has the same text in both."
+    image, lines = _noise_png(tmp_path/'0.png'), 'a cat\non a mat\n'
+    (tmp_path/'0.txt').write_text(lines)
+    _tar_of(tmp_path/'0.tar', [('0.png', image), ('0.txt', lines.encode()), ('1.png', image), ('1.txt', lines.strip().encode()),
+                                  ('1.json', json.dumps(dict(caption=lines.strip())).encode())])
+    assert _captions_of(tmp_path/'0.tar') == [*_captions_of(f'folder:{tmp_path}'), ['a cat on a mat']] == [['a cat', 'on a mat'], ['a cat on a mat']]
+
+def test_26_1_retrieval_knows_all_captions_of_an_image(tmp_path):
+    _tar_of(tmp_path/'0.tar', [m for i in range(4) for m in ((f'{i}.png', _noise_png(tmp_path/f'{i}.png', i)), (f'{i}.txt', ''.join(f'image {i}, line {k}\n' for k in range(5)).encode()))])
+    (tmp_path/'t.csv').write_text('image,caption\n' + ''.join(f'{i}.png,"image {i}, line {k}"\n' for i in range(4) for k in range(5)))
+    for data in ('0.tar', 't.csv'):
+        r = retrieval(make(SMALL).eval(), SMALL, open_source(str(tmp_path/data)))
+        assert (r['n'], r['n_texts']) == (4, 20), data
+
+def test_26_1_lists_and_columns_of_captions(tmp_path):
+    _noise_png(tmp_path/'0.png'), _noise_png(tmp_path/'1.png')
+    rows = '"[""a cat"", ""a dog""]"', '"[\'a cat\', \'a dog\']"', "\"['a cat' 'a dog']\""  # as JSON, Python and NumPy write them
+    for k, cell in enumerate(rows):
+        (tmp_path/f'{k}.csv').write_text(f'image,caption\n0.png,{cell}\n')
+        assert _captions_of(tmp_path/f'{k}.csv') == [['a cat', 'a dog']], cell
+    (tmp_path/'twice.csv').write_text('image,caption,caption\n0.png,a cat,a dog\n')
+    (tmp_path/'two.csv').write_text('image,caption_0,caption_1\n0.png,a cat,a dog\n')
+    assert _captions_of(tmp_path/'twice.csv') == _captions_of(tmp_path/'two.csv', caption_key='caption_0,caption_1') == [['a cat', 'a dog']]
+
+def test_26_1_only_the_default_field_has_a_substitute(tmp_path):
+    image = _noise_png(tmp_path/'0.png')
+    _tar_of(tmp_path/'0.tar', [('0.png', image), ('0.json', b'{"caption": "short", "long": "a long one"}')])
+    assert _captions_of(tmp_path/'0.tar', caption_key='long') == [['a long one']]
+    with pytest.raises(UserError, match='no .json has `lnog`.*it has caption, long'): open_source(str(tmp_path/'0.tar'), caption_key='lnog')
+
+def test_26_1_what_shows_nothing_is_no_caption(tmp_path):
+    from rils_nb.samples import BadSample
+    _noise_png(tmp_path/'0.png')
+    for nothing in ('\u200b\u200d', '\u00a0\u00ad', '\ufe0f', '&nbsp;'):
+        (tmp_path/'0.txt').write_text(nothing, encoding='utf-8')
+        with pytest.raises(BadSample, match='empty'): _captions_of(tmp_path)
+
+def test_26_1_check_says_what_is_cut_and_what_was_folded(tmp_path):
+    from rils_nb.packing import check
+    _noise_png(tmp_path/'0.png'), _noise_png(tmp_path/'1.png')
+    (tmp_path/'t.csv').write_text('image,caption\n0.png,' + 'red ' * 76 + '\n0.png,' + 'red ' * 75 + '\n1.png,x\n')
+    figures, bad = check(open_source(str(tmp_path/'t.csv')))
+    assert [figures.get(k) for k in ('rows', 'samples', 'captions cut at 77 tokens')] == [3, 2, '1 (33.3%)'] and not bad
+
+def test_26_1_packs_keep_all_captions(tmp_path):
+    _noise_png(tmp_path/'0.png'), _noise_png(tmp_path/'1.png')
+    (tmp_path/'t.csv').write_text('image,caption\n0.png,"[\'a cat\', \'a dog\']"\n1.png,x\n./0.png,a cow\n')
+    pack(open_source(str(tmp_path/'t.csv')), tmp_path/'p', shuffle=None)
+    assert _captions_of(f'{tmp_path}/p-*.tar') == [['a cat', 'a dog', 'a cow'], ['x']]
+
+def test_26_2_a_quote_swallows_no_rows(tmp_path):
+    for i in range(4): _noise_png(tmp_path/f'{i}.png')
+    rows = ['image,caption', '0.png,a cat', '1.png,"untitled', '2.png,bread on a table', '3.png,a frame of 16"']
+    (tmp_path/'t.csv').write_text('\n'.join(rows) + '\n')
+    (tmp_path/'t.tsv').write_text('\n'.join(rows).replace(',', '\t') + '\n')
+    (tmp_path/'two_lines.csv').write_text('image,caption\n0.png,"a cat, asleep,\non a mat, in the sun"\n1.png,x\n')
+    with pytest.raises(UserError, match='line 3: a cell in quotes .* takes in whole rows'): open_source(str(tmp_path/'t.csv'))
+    assert _captions_of(tmp_path/'t.tsv') == [['a cat'], ['"untitled'], ['bread on a table'], ['a frame of 16"']]
+    assert _captions_of(tmp_path/'two_lines.csv') == [['a cat, asleep, on a mat, in the sun'], ['x']]
+
+@pytest.mark.parametrize('name, text', [
+    ('t.csv', 'image\tcaption\nsub/0.png\ta cat, asleep\n'), ('t.csv', 'image|caption\nsub/0.png|a cat, asleep\n'), ('t.csv', '"image";"caption"\n"sub/0.png";"a cat, asleep"\n'),
+    ('t.csv', 'image , caption\nsub/0.png , "a cat, asleep"\n'), ('t.csv', 'image,caption\nsub\\0.png,"a cat, asleep"\n'), ('t.csv', 'image,caption\nsub/0.png#0,"a cat, asleep"\n'),
+    ('t.json', '[{"image": "sub/0.png", "caption": "a cat, asleep"}]')], ids=['tabs', 'bars', 'semicolons', 'blanks', 'backslashes', 'numbers', 'json'])
+def test_26_2_dialects(tmp_path, name, text):
+    (tmp_path/'sub').mkdir()
+    _noise_png(tmp_path/'sub'/'0.png')
+    (tmp_path/name).write_text(text)
+    assert _captions_of(tmp_path/name) == [['a cat, asleep']]
+
+def test_26_2_a_tab_is_shown_as_one(tmp_path, monkeypatch, capsys):
+    from rils_nb.commands import data
+    (tmp_path/'t.tsv').write_text('image\tcaption\n0.png\t"a" b\tc\n')
+    monkeypatch.setattr(sys, 'argv', ['rils-data', 'check', str(tmp_path/'t.tsv')])
+    with pytest.raises(SystemExit): data()
+    assert "'\\t' expected after" in capsys.readouterr().err
+
+def test_26_2_captions_in_the_format_of_coco(tmp_path):
+    _noise_png(tmp_path/'0.png')
+    (tmp_path/'c.json').write_text(json.dumps(dict(images=[dict(id=7, file_name='0.png', height=8.0, width=8.0)], annotations=[dict(id=k, image_id=7, caption=f'line {k}') for k in range(2)])))
+    assert _captions_of(f'captions:{tmp_path}/c.json') == [['line 0', 'line 1']]
+    with pytest.raises(UserError, match='give captions:FILE'): open_source(str(tmp_path/'c.json'))

@@ -160,30 +160,22 @@ READERS['ade20k'], READERS['voc'] = ((lambda s: False, open_) for open_ in (ade2
 
 # %% ../../nbs/dense/80_maps.ipynb #6cc10e53
 class MapTable(_Maps, Manifest):
-    "Images with label maps, listed in a CSV, TSV or JSON lines file."
+    "Images with label maps, listed in a CSV, TSV or JSON file."
+    captioned = False
     def __init__(self, spec, image_key='image', caption_key='caption', label_key='label'):
         path, _, given = spec.partition(',')
         o = dict(names='', first=0, white=-1, map_key='map') | parse_opts(given, dict(names='', first=0, white=-1, map_key=''))
-        self.maps, self.map_key = [], o['map_key']
+        self.more = {'map_key=': o['map_key']}
         super().__init__(path, image_key, caption_key, label_key)
         if not o['names']: raise UserError(f'what the numbers in the maps of `{path}` stand for is not said: give maps:{path},names=FILE with a name to a line, or names=N for N classes')
         self.told(names_of(o['names'], self.path.parent), o['first'], o['white'])
-    def _read(self):
-        for row in super()._read():
-            self.maps.append(row.get(self.map_key))
-            yield row
-    def _check_columns(self, head, image_key, caption_key, label_key):
-        columns = {str(c) for r in head for c in r if c is not None}
-        super()._check_columns(head, image_key, image_key, label_key)  # captions may be missing
-        if self.map_key not in columns:
-            raise UserError(f'`{self.path}` has no column `{self.map_key}`{nearest(self.map_key, columns)}: its columns are {", ".join(sorted(columns))}; name one with map_key=')
     def raw(self, i):
         data, suffix, texts, label, name = super().raw(i)
         return data, suffix, texts or None, label, name
     def map_of(self, i):
-        if not isinstance(self.maps[i], str) or not self.maps[i]: raise BadSample('pair', f'{self.path} row {i + 1} names no map')
-        path = self.path.parent/self.maps[i]
-        return read_bytes(path), path
+        image, *_, path = self.rows[i]
+        if not isinstance(path, str) or not path: raise BadSample('pair', f'{self.path}: `{image}` has no map')
+        return read_bytes(self._place(path)), self._place(path)
 
 # %% ../../nbs/dense/80_maps.ipynb #3a34be72
 class MapShards(_Maps, Shards):
