@@ -292,3 +292,17 @@ def test_data_of_the_training_are_no_test(tmp_path, capsys):
     model = make(replace(SMALL, data='scenes:n=64')).eval()
     harness.run_tasks(model, replace(SMALL, eval_data='scenes:n=64'), Scenes(n=64), ['retrieval'])
     assert 'is what this model was trained on' in capsys.readouterr().err
+
+def test_26_0_gradients_of_sixteen_columns():
+    "All gates at their bound, where a column loses two binary digits: going back sixteen columns from the last one's levels, nothing is right."
+    from rils_nb.columns.reversible import through
+    from rils_nb.columns.unit import column
+    torch.manual_seed(0)
+    row, x, grads = torch.nn.ModuleList(column(32, 1) for _ in range(16)), torch.randn(2, 5, 32), []
+    for level in (level for c in row for level in c.levels): level.gate.data.fill_(9.)
+    for stored in (True, False):
+        leaf = x.clone().requires_grad_()
+        state = through(row, [leaf] * 4, leaf, stored=stored)
+        grads.append(torch.autograd.grad(sum(s.float().sin().mean() for s in state), [leaf, *row.parameters()]))
+    apart = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*grads))
+    assert apart < 8**3 * torch.finfo(torch.float32).eps  # a number that is read as its neighbour, and three columns that multiply it
