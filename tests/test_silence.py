@@ -873,3 +873,16 @@ def test_26_2_captions_in_the_format_of_coco(tmp_path):
     (tmp_path/'c.json').write_text(json.dumps(dict(images=[dict(id=7, file_name='0.png', height=8.0, width=8.0)], annotations=[dict(id=k, image_id=7, caption=f'line {k}') for k in range(2)])))
     assert _captions_of(f'captions:{tmp_path}/c.json') == [['line 0', 'line 1']]
     with pytest.raises(UserError, match='give captions:FILE'): open_source(str(tmp_path/'c.json'))
+def test_26_0_gradients_of_sixteen_columns():
+    "All gates at their bound, where a column loses two binary digits: going back sixteen columns from the last one's levels, nothing is right."
+    from rils_nb.columns.reversible import through
+    from rils_nb.columns.unit import column
+    torch.manual_seed(0)
+    row, x, grads = torch.nn.ModuleList(column(32, 1) for _ in range(16)), torch.randn(2, 5, 32), []
+    for level in (level for c in row for level in c.levels): level.gate.data.fill_(9.)
+    for stored in (True, False):
+        leaf = x.clone().requires_grad_()
+        state = through(row, [leaf] * 4, leaf, stored=stored)
+        grads.append(torch.autograd.grad(sum(s.float().sin().mean() for s in state), [leaf, *row.parameters()]))
+    apart = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*grads))
+    assert apart < 8**3 * torch.finfo(torch.float32).eps  # a number that is read as its neighbour, and three columns that multiply it

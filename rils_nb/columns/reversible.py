@@ -1,4 +1,4 @@
-"""The backward pass computes the levels anew, column by column from the last to the first, so that a training step needs the same memory for 4 columns as for 16.
+"""The backward pass computes the levels anew, column by column from the last to the first: a training step keeps the levels behind every fourth column in place of all activations.
 
 Docs: https://rils-nb.github.io/rils_nb/columns/reversible.html.md"""
 
@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from .unit import call
+from .unit import SEGMENT, call
 from ..transfer.finetune import KeyedDropPath
 
 # %% ../../nbs/columns/91_reversible.ipynb #ced9d226
@@ -109,10 +109,13 @@ def through(
     state,       # list of levels (B,T,D) before the first
     x=None,      # (B,T,D) the embedded image, for columns that go up
     run=call,    # how a level is called
-    stored=True, # keep all activations; else compute them again
+    stored=True, # keep all activations; else the levels behind every `SEGMENT` columns, and compute the rest again
 ):  # -> list of levels (B,T,D) float64 behind the last
     "Levels behind a row of columns."
     state = [s.double() for s in state]
-    if not stored and torch.is_grad_enabled(): return list(Reversible.apply(columns, run, x, len(state), *state, *weights(columns)))
-    for c in columns: state = c(state, x, run)
+    if stored or not torch.is_grad_enabled():
+        for c in columns: state = c(state, x, run)
+        return state
+    for segment in (columns[i:i + SEGMENT] for i in range(0, len(columns), SEGMENT)):
+        state = list(Reversible.apply(segment, run, x, len(state), *state, *weights(segment)))
     return state
