@@ -98,7 +98,7 @@ def add(self:Progress,
 def announce(self:Progress):
     "Say once how long the run will take, when its first steps have been timed."
     now = time.perf_counter()
-    if not self.pace.begin(self.done - self.start, now) or self.steps - self.done < 50 or not self.acc.is_main_process: return
+    if not self.pace.begin(self.done - self.start, now) or self.steps - self.done < 90 or not self.acc.is_main_process: return
     self.bar.write(estimate((self.steps - self.done) * self.pace.first + now - self.began, self.acc.device), file=sys.stdout)
 
 # %% ../nbs/32_progress.ipynb #01537a5d
@@ -173,8 +173,8 @@ def describe(
     print(_settings(config))
     print('(* differs from the default)\n')
     print('parameters: ' + ', '.join(f'{k} {v:,}' for k, v in parameters(method).items()))
-    n, cores = world()[1], available_cores()
-    threads = f' ({torch.get_num_threads()} thread{"s" * (torch.get_num_threads() > 1)} each, {cores} cores)' if acc.device.type == 'cpu' else ''
+    n, threads = world()[1], torch.get_num_threads()
+    threads = f' with {threads} thread{"s" * (threads > 1)}' if acc.device.type == 'cpu' else ''
     precision = acc.mixed_precision if acc.mixed_precision != 'no' else 'float32'
     print(f'{steps:,} steps of {config.batch} images = {n} process{"es" * (n > 1)} x {config.batch // n} on {acc.device.type}{threads}, {precision}; '
           f'{len(source):,} samples, {steps * config.batch / len(source):.1f} epochs')
