@@ -16,8 +16,8 @@ from pathlib import Path
 
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
-from .core import SUMS, UserError, append_jsonl, aside_of, key, notice, read_jsonl, reading, sweep, write_sums, write_text, writing, writing_folder, wrong_sums
-from .checkpoints import checkpoints_of, follow
+from .core import SUMS, UserError, append_jsonl, aside_of, key, notice, read_jsonl, reading, write_sums, write_text, writing, writing_folder, wrong_sums
+from .checkpoints import checkpoints_of, follow, sweep
 from .config import differences, from_json, to_json
 from .processes import cut_like, gathered
 from .samples import kinds
