@@ -30,7 +30,9 @@ def follow(path):  # checkpoints/best -> the folder that it stands for; another 
     "Where a name of a checkpoint leads."
     path = Path(path)
     if path.is_symlink(): return path.resolve()
-    return path.with_name(Path(path.read_text().strip()).name) if path.name == 'best' and path.is_file() else path
+    if path.name != 'best' or not path.is_file(): return path
+    with open(path, 'rb') as f: name = f.read(99)
+    return path.with_name(name.decode()) if re.fullmatch(b'step-[0-9]{7,}', name) else path
 
 def link(
     path,    # that leads there from now on, whatever it was

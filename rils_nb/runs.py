@@ -238,8 +238,9 @@ def order_of(
 def precision_of(config):  # of a run that may be resumed -> 'bf16', 'no', or '' where nothing says it
     "In which precision the run computed so far."
     def said(folder):
-        try: return state_of(folder).get('precision')
+        try: precision = state_of(folder).get('precision')
         except UserError: return ''  # damaged, and passed over
+        return precision if precision in ('bf16', 'no') else ''
     return next(filter(None, map(said, checkpoints_of(config.out)[::-1])), '') if config.resume else ''
 
 # %% ../nbs/14_runs.ipynb #7ecbb6e9
