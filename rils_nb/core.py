@@ -6,8 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/core.html.md"""
 
 # %% auto #0
 __all__ = ['SUMS', 'UserError', 'LocalError', 'printable', 'notice', 'asked_by', 'command', 'nearest', 'Registry', 'key', 'noise',
-           'seeded', 'writing', 'aside_of', 'write_text', 'writing_folder', 'remove_folder', 'sweep', 'write_sums',
-           'reading', 'wrong_sums', 'only_one', 'append_jsonl', 'read_jsonl', 'in_jupyter', 'progress_bar']
+           'seeded', 'writing', 'aside_of', 'write_text', 'writing_folder', 'write_sums', 'reading', 'wrong_sums',
+           'only_one', 'append_jsonl', 'read_jsonl', 'in_jupyter', 'progress_bar']
 
 # %% ../nbs/00_core.ipynb #f8ab6864
 import difflib, errno, hashlib, importlib.util, json, os, secrets, shutil, socket, sys, unicodedata
@@ -184,18 +184,6 @@ def writing_folder(path):  # yields the folder to write into
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-
-# %% ../nbs/00_core.ipynb #a28f14ce
-def remove_folder(path):
-    "Delete a folder; its name is gone in one step."
-    aside = aside_of(path)
-    with writing(path): os.rename(path, aside)
-    shutil.rmtree(aside, ignore_errors=True)
-
-# %% ../nbs/00_core.ipynb #78fe39b9
-def sweep(folder):  # that nobody writes to now
-    "Remove what killed processes left aside in a folder."
-    for p in Path(folder).glob('.*.aside'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #e9129384
 SUMS = 'SHA256SUMS'

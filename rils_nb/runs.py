@@ -16,8 +16,8 @@ from pathlib import Path
 
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
-from .core import SUMS, UserError, append_jsonl, aside_of, key, notice, read_jsonl, reading, sweep, write_sums, write_text, writing, writing_folder, wrong_sums
-from .checkpoints import checkpoints_of, follow
+from .core import SUMS, UserError, append_jsonl, aside_of, key, notice, read_jsonl, reading, write_sums, write_text, writing, writing_folder, wrong_sums
+from .checkpoints import checkpoints_of, follow, sweep
 from .config import differences, from_json, to_json
 from .processes import cut_like, gathered, all_sum
 from .labels import load_names, save_names
@@ -238,8 +238,9 @@ def order_of(
 def precision_of(config):  # of a run that may be resumed -> 'bf16', 'no', or '' where nothing says it
     "In which precision the run computed so far."
     def said(folder):
-        try: return state_of(folder).get('precision')
+        try: precision = state_of(folder).get('precision')
         except UserError: return ''  # damaged, and passed over
+        return precision if precision in ('bf16', 'no') else ''
     return next(filter(None, map(said, checkpoints_of(config.out)[::-1])), '') if config.resume else ''
 
 # %% ../nbs/14_runs.ipynb #7ecbb6e9
