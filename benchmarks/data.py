@@ -18,7 +18,7 @@ import psutil
 import torch
 import webdataset as wds
 from PIL import Image, ImageOps
-from rils_nb import samples
+from rils_nb import tokens
 from rils_nb.loader import loader
 from rils_nb.packing import pack
 from rils_nb.readers import open_source
@@ -47,7 +47,7 @@ args = parser.parse_args()
 
 def shards(folder, n, width, height, captions=1):
     "Write `n` images with captions of 11 words and a made-up name into 4 shards; returns their pattern."
-    rng, words = random.Random(0), [w[:-4] for w in samples._tokenizer().encoder if w.endswith('</w>') and w[:-4].isalpha()]
+    rng, words = random.Random(0), [w[:-4] for w in tokens._tokenizer().encoder if w.endswith('</w>') and w[:-4].isalpha()]
     photos = [Image.fromarray(x) for x in load_sample_images().images]
     with wds.ShardWriter(f'{folder}/%d.tar', maxcount=n // 4, encoder=False, verbose=0) as writer:
         for i in range(n):
@@ -71,7 +71,7 @@ def theirs(pattern):
 
 def ours(pattern):
     "Our batches of uint8 images, on the device."
-    samples._tokens.cache_clear()  # as if every caption came for the first time
+    tokens._tokens.cache_clear()  # as if every caption came for the first time
     config = Config(data=pattern, image_size=224, crop=args.crop, batch=args.batch, workers=args.workers)
     for batch in loader(config, open_source(pattern), ('image', 'tokens')): yield batch['image'].to(args.device, non_blocking=True)
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from .core import UserError, noise, progress_bar
 from .processes import in_turns, own_turns
-from .samples import BadSample, tokenize
+from .samples import BadSample
+from .tokens import tokenize
 from .loader import in_workers
 from .libraries import _view, name_of, view_of
 

@@ -21,7 +21,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from .core import Registry, UserError, key, noise, seeded
-from .samples import BadSample, caption_id, decode_image, decode_pil, read_bytes, tokenize, unit_pixels
+from .samples import BadSample, decode_image, decode_pil, read_bytes, unit_pixels
+from .tokens import caption_id, tokenize
 from .shards import WINDOW
 
 # %% ../nbs/07_loader.ipynb #3e301874

@@ -18,22 +18,24 @@ from PIL import Image
 import torch
 from torchvision.transforms import v2
 import webdataset as wds
-from .core import UserError, key, noise, only_one, printable, progress_bar, writing
+from .core import UserError, key, noise, only_one, printable, progress_bar, write_text, writing
 from .labels import name_line, save_names
 from .loader import IGNORED, annotation_of
-from .samples import BadSample, CONTEXT, IMAGES, caption_id, clean_captions, count_tokens, decode_image, encode_png, kinds
+from .samples import BadSample, clean_captions, decode_image, encode_png, image_format, kinds
+from .tokens import CONTEXT, caption_id, count_tokens
+from .sources import has_files
 
 # %% ../nbs/41_packing.ipynb #00994f98
+_STORED = dict(JPEG=('.jpg', '.jpeg'), MPO=('.jpg', '.jpeg'), PNG=('.png',), WEBP=('.webp',), GIF=('.gif',), BMP=('.bmp',), AVIF=('.avif',))  # formats of shards, and what their files are called
+
 def _stored(source, i):  # -> image (3,H,W), the file that holds it, its suffix, captions, label
-    if not hasattr(source, 'raw'):
+    if not has_files(source):
         sample = source.read(i)
         return sample['image'], encode_png(sample['image']), '.png', sample['captions'], sample.get('label')
     data, suffix, texts, label, _ = source.raw(i)
     image, captions = decode_image(data), clean_captions(texts) if texts is not None else []
-    kind = Image.open(io.BytesIO(data)).format
-    if kind == 'TIFF': return image, encode_png(image), '.png', captions, label  # no suffix of shards
-    if suffix.lower() not in IMAGES: suffix = dict(PNG='.png', WEBP='.webp', GIF='.gif', BMP='.bmp').get(kind, '.jpg')  # cut off a long name
-    return image, data, suffix, captions, label
+    if suffixes := _STORED.get(image_format(data)): return image, data, suffix if suffix.lower() in suffixes else suffixes[0], captions, label
+    return image, encode_png(image), '.png', captions, label
 
 # %% ../nbs/41_packing.ipynb #9f329da4
 def _smaller(image, side, quality):  # (3,H,W) -> the image whose shorter side is `side`, and its JPEG
@@ -76,6 +78,7 @@ def _members(source, i, resize, quality):  # suffix -> bytes
     members = {suffix.lower().lstrip('.'): data}
     if 'semantic' in known: members['map.png'] = _map_png(known['semantic'], image.shape[1:])
     if 'boxes' in known: members['objects.json'] = _objects_json(known, source.object_names, was, image.shape[1:])
+    if 'boxes' in known and getattr(source, 'federated', False): members['objects.json'] = _with_searched(members['objects.json'], source, i)
     if captions: members['txt'] = captions[0].encode()
     if len(captions) > 1: members['json'] = json.dumps(dict(caption=captions), ensure_ascii=False).encode()
     return members if label is None else members | {'cls': str(label).encode()}
@@ -83,6 +86,19 @@ def _members(source, i, resize, quality):  # suffix -> bytes
 def _annotation(source, i, image):  # what is known of its pixels, where there are names for it
     named = getattr(source, 'semantic_names', None) or getattr(source, 'object_names', None)
     return annotation_of(source, i, image) if named else {}
+
+# %% ../nbs/41_packing.ipynb #a3e43daf
+def _with_searched(objects, source, i):  # bytes of .objects.json -> the same with what was looked for in the image
+    said = json.loads(objects)
+    said['image'] |= {k.replace('category_ids', 'categories'): [source.object_names[c] for c in found] for k, found in source.searched(i).items()}
+    return json.dumps(said, ensure_ascii=False).encode()
+
+def _save_details(source, out):  # what is known of the classes of objects, beside the shards
+    path, names = out.parent/f'{out.name}-object-classes.json', getattr(source, 'object_names', None)
+    if not names: return path.unlink(missing_ok=True)  # of an earlier pack
+    known = {k: v for k, v in dict(images=getattr(source, 'object_images', None), frequency=getattr(source, 'object_frequency', None)).items() if v}
+    classes = [dict(name=n) | {k: v[c] for k, v in known.items() if v[c] is not None} for c, n in enumerate(names)]
+    write_text(path, json.dumps(dict(federated=bool(getattr(source, 'federated', False)), classes=classes), ensure_ascii=False, indent=1) + '\n')
 
 # %% ../nbs/41_packing.ipynb #ee84137a
 def _order(n, seed): return range(n) if seed is None else noise(torch.tensor([key(seed, 'pack')]), n)[0].argsort().tolist()
@@ -122,12 +138,19 @@ def pack(
             _check_free(source, out)  # again, for file systems without locks
             for path, names in _names_of(source, out).items():
                 if names: save_names(path, names)
+            _save_details(source, out)
             with writing(out):
                 for p in paths: os.replace(Path(aside)/p.name, p)
     return paths, bad
 
 # %% ../nbs/41_packing.ipynb #74f1819d
 def _spread(values): return '{} / {:.0f} / {}'.format(min(values), np.median(values), max(values)) if values else '-'
+
+def _is_plain(image):  # (3,H,W) uint8 -> is it of one colour, nearly? A look at some 64 x 64 pixels is enough
+    return image[:, ::max(1, image.shape[1] // 64), ::max(1, image.shape[2] // 64)].float().flatten(1).std(1).max() < 5  # of 255
+
+def _plain_figures(names, n):  # of such pictures, of so many
+    return {'nearly of one colour': f'{len(names)} ({len(names) / n:.1%}), e.g. ' + ', '.join(names[:3])} if names else {}
 
 def _map_figures(pixels, source):  # Counter: class -> pixels
     if not pixels: return {}
@@ -158,7 +181,7 @@ def _class_figures(labels, source):  # list of numbers, None for a sample withou
 # %% ../nbs/41_packing.ipynb #ed184ff6
 def check(source):  # -> dict of figures, list of (kind, where)
     "Read every sample of a source and report."
-    bad, sizes, lengths, counts, labels, texts, pixels, objects = list(getattr(source, 'bad', ())), [], [], [], [], Counter(), Counter(), []
+    bad, sizes, lengths, counts, labels, texts, pixels, objects, plain = list(getattr(source, 'bad', ())), [], [], [], [], Counter(), Counter(), [], []
     named = len(getattr(source, 'classes', None) or ()) or 2**31
     for i in progress_bar(range(len(source)), desc='checking', unit='pair'):
         try:
@@ -171,6 +194,7 @@ def check(source):  # -> dict of figures, list of (kind, where)
         if 'semantic' in known: pixels.update(dict(zip(*(v.tolist() for v in known['semantic'].unique(return_counts=True)))))
         if 'labels' in known: objects.append(known['labels'].tolist())
         sizes.append(tuple(sample['image'].shape[:0:-1]))
+        if _is_plain(sample['image']): plain.append(str(sample.get('name', i)))
         counts.append(len(sample['captions']))
         labels.append(sample.get('label'))
         lengths += [count_tokens(c) for c in sample['captions']]
@@ -179,7 +203,7 @@ def check(source):  # -> dict of figures, list of (kind, where)
     figures = dict(shards=len(source.sizes)) | ({'rows': rows} if rows != len(source) else {}) | dict(samples=len(source), good=len(sizes), damaged=len(bad)) | {
         'width min / median / max': _spread([w for w, _ in sizes]), 'height': _spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _spread(counts),
         'tokens of a caption': _spread(lengths), 'captions cut at 77 tokens': f'{cut} ({cut / len(lengths):.1%})' if cut else '0', 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
-    return figures | _class_figures(labels, source) | _map_figures(pixels, source) | _object_figures(objects, source), bad
+    return figures | _plain_figures(plain, len(sizes)) | _class_figures(labels, source) | _map_figures(pixels, source) | _object_figures(objects, source), bad
 
 # %% ../nbs/41_packing.ipynb #4b840940
 def pack_command(

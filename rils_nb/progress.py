@@ -67,7 +67,10 @@ def duration(seconds):  # -> str
     if seconds < 90 * 60: return f'{seconds / 60:.0f} minutes'
     return f'{seconds / 3600:.{int(seconds < 36000)}f} hours'
 
-def estimate(seconds, device):  # of the whole run; of a torch.device -> str
+def estimate(
+    seconds, # of all steps
+    device,  # torch.device
+):  # -> str
     "How long the steps of a run will take, in words."
     cores = f' on {n} core{"s" * (n > 1)}' if device.type == 'cpu' and (n := min(available_cores(), torch.get_num_threads())) else ''
     return f'the steps take about {duration(seconds)}{cores}'

@@ -21,7 +21,7 @@ from .folders import ClassFolders, Folder, _folder, _has_classes, _images
 from .labels import class_names, label_name, name_line, natural_order, read_templates
 from .scenes import Scenes
 from .samples import BadSample, bounded, is_one_line, parse_json
-from .shards import _ORDER, WINDOW, _after_the_first, _index, _length, pread, shard_paths
+from .shards import _ORDER, WINDOW, _after_the_first, _index, _length, pread, shard_paths, explain_compressed
 from .sources import Source
 from .table_files import show_text
 from .tables import Manifest, _Rows
@@ -46,6 +46,7 @@ class Shards(Source):
         self.kept = [rows for _, _, rows in parts]
         self.starts = np.cumsum([0] + self.lengths).tolist()
         if not len(self):
+            if why := next(filter(None, map(explain_compressed, self.paths)), ''): raise UserError(why)
             example = f', e.g. {self.bad[0][1]}' if self.bad else ''
             raise UserError(f'the {len(self.paths)} shards of `{spec}` hold no complete pair ({len(self.bad)} damaged or incomplete{example})')
         self._remember()
@@ -110,7 +111,8 @@ def _parts(self:Shards, i):  # -> part -> function that reads it, label, name
     shard = bisect_right(self.starts, i) - 1
     places = self.rows(shard)[i - self.starts[shard]].tolist()
     get = {part: partial(self._read, shard, o, s) for part, o, s in zip(_ORDER, places[::2], places[1::2]) if o}
-    header = tarfile.TarInfo.frombuf(self._read(shard, places[0] - 1, 512), 'utf-8', 'surrogateescape')
+    named = places[2 * _ORDER.index('name')] if get.pop('name', None) else places[0]  # a link has a header of its own
+    header = tarfile.TarInfo.frombuf(self._read(shard, named - 1, 512), 'utf-8', 'surrogateescape')
     name, label = f'{self.paths[shard]}: {header.name}', None
     if 'cls' in get: label = self._label(get['cls'], name)
     if 'cls' in get and label is None and not get.keys() & {'txt', 'json'}: raise BadSample('label', f'{name} (its .cls says nothing)')
@@ -218,10 +220,11 @@ def _scenes(spec, **_):
     return Scenes(**{k: kinds[k](v) for k, _, v in given})
 
 # %% ../nbs/06_readers.ipynb #f6b81f13
-def _has_shards(s): return s.endswith('.tar') or '://' in s or s.startswith('pipe:') or os.path.isdir(s) and glob.glob(f'{glob.escape(s)}/*.tar')
-def _shards(spec, **columns):  # with what is known of objects, where `pack` left the names of their classes
-    named = re.sub(r'(-\d+)?\.tar$', '-object-classes.txt', shard_paths(spec)[0])
-    return open_source(f'objects:{spec}', **columns) if os.path.isfile(named) else Shards(spec, **columns)
+_TARS = re.compile(r'\.(tar|t[gxbz]z\d?|tzst|tar\.(gz|bz2|xz|zst|lz4))$')  # a compressed one is refused where it is opened, with what to do
+def _has_shards(s): return _TARS.search(s.lower()) or '://' in s or s.startswith('pipe:') or os.path.isdir(s) and glob.glob(f'{glob.escape(s)}/*.tar')
+def _shards(spec, **columns):  # with what is known of pixels and objects, where `pack` left the names of their classes
+    named = [re.sub(r'(-\d+)?[.]tar$', f'-{kind}-classes.txt', p) for p in shard_paths(spec)[:1] if p.endswith('.tar') for kind in ('map', 'object')]
+    return open_source(f'packed:{spec}', **columns) if any(map(os.path.isfile, named)) else Shards(spec, **columns)
 
 READERS['scenes'] = (lambda s: s == 'scenes', lambda s, **kw: _scenes('' if s == 'scenes' else s, **kw))
 READERS['shards'] = (_has_shards, _shards)
@@ -229,7 +232,7 @@ READERS['manifest'] = (lambda s: Path(s).suffix.lower() in ('.csv', '.tsv', '.js
 READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolders)
 READERS['folder'] = (os.path.isdir, Folder)
 
-LAZY = dict(karpathy='captioned', captions='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', objects='dense.objects', scene_colours='evals.segmentation', listed='evals.low_shot')  # imported when asked for
+LAZY = dict(karpathy='captioned', captions='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', objects='dense.objects', packed='dense.objects', scene_colours='evals.segmentation', listed='evals.low_shot')  # imported when asked for
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl/.json, a folder; or kind:spec

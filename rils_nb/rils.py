@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from .core import Registry, UserError
 from .processes import gather
-from .samples import tokenize
+from .tokens import tokenize
 from .masking import Mask, take
 from .model import SIZES, TextEncoder, attention_to_patches, overheard
 from .decoders import DECODERS

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from ..core import UserError, key, noise, write_text, printable
 from ..readers import READERS, open_source
 from ..samples import BadSample
-from ..sources import Source
+from ..sources import Wrapper
 from ..features import device_of, features, finite
 from ..viz import styled
 from ..harness import task, won
@@ -106,15 +106,9 @@ def read_list(
     return sorted(found.values())
 
 # %% ../../nbs/evals/27_low_shot.ipynb #be50176b
-class Some(Source):
-    "Some samples of a source."
-    def __init__(self,
-        source, # any reader
-        index,  # numbers of samples
-    ): self.source, self.index, self.classes = source, index, getattr(source, 'classes', None)
-    def __len__(self): return len(self.index)
-    def read(self, i): return self.source.read(self.index[i])
-    def raw(self, i): return self.source.raw(self.index[i])
+class Some(Wrapper):
+    "Some samples of a source, with all that it knows."
+    bad = ()  # those of the source are none of them
     def about(self, i): return _about(self.source, self.index[i])
 
 def _about(source, i):  # -> label or None, name

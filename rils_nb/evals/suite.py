@@ -21,7 +21,7 @@ from ..features import features, sharing
 from ..harness import NEEDS, bounds, launched, on_device, record, where
 from ..processes import world
 from ..libraries import LibraryView, load_model, name_of, view_of
-from ..sources import Source
+from ..sources import Source, Wrapper
 
 # %% ../../nbs/evals/26_suite.ipynb #e5ace7cc
 MODELS = ('CLIP', 'SLIP', 'MAE+CLIP', 'RILS')
@@ -93,15 +93,18 @@ def suite_of(spec):  # 'zeroshot21', 'food101,pets' -> Suite
     return Suite(tuple(dict.fromkeys(chosen)), tuple(dict.fromkeys(chosen)), {})
 
 # %% ../../nbs/evals/26_suite.ipynb #0b23a605
-class Prepared(Source):
+class Prepared(Wrapper):
     "A source whose images are prepared as SLIP prepares them."
     def __init__(self,
         source,  # of labelled images
         size,    # side in pixels
     ):
-        self.source, self.classes, self.templates = source, source.classes, source.templates
+        super().__init__(source)
+        self.templates = source.templates
         self.view = LibraryView(Compose([v2.Resize(size, InterpolationMode.BILINEAR), v2.CenterCrop(size)]))
-    def __len__(self): return len(self.source)
+    semantic_names = object_names = None  # where pixels and objects were, the picture is another one now
+    def annotation(self, i): return {}
+    raw = Source.raw  # they are no files
     def read(self, i):
         sample = self.source.read(i)
         return sample | dict(image=self.view(sample['image']))
