@@ -30,10 +30,12 @@ class _Rows:  # of a table: lists of what JSON knows
         return json.loads(self.data[self.ends[i]:self.ends[i + 1]].decode('utf-8', 'surrogatepass'))
 
 # %% ../nbs/05a_tables.ipynb #02c4c8b1
-def _label_in(row, label_key, caption_key, where):  # -> name of a class; None: it has none; or a list with the reason why it cannot be used
-    try: name, reason = label_name(row.get(label_key)), f'no class, but `{row.get(label_key)}`'
-    except BadSample as e: name, reason = None, e.where
-    return name if name is not None or row.get(caption_key) or label_key not in row else [f'{where}: {reason}']
+def _label_in(row, label_key, caption_key, path, i):  # of row i -> name of a class; None: it has none; or a list with the reason why it cannot be used
+    if label_key not in row: return None
+    name = reason = None
+    try: name = label_name(row[label_key])
+    except BadSample as e: reason = e.where
+    return name if name is not None or row.get(caption_key) else [f'{path} row {i + 1}: {reason or f"no class, but `{row[label_key]}`"}']
 
 class _Numbers(dict):  # name of a class -> its number
     def get(self, label):
@@ -51,7 +53,7 @@ class Manifest(Source):
             for i, r in enumerate(self._read()):
                 if i < 100: head.append(r)
                 if None in r: self.surplus.add(i)
-                label = _label_in(r, label_key, caption_key, f'{path} row {i + 1}')
+                label = _label_in(r, label_key, caption_key, path, i)
                 if isinstance(label, str): labels.add(label)
                 self.rows.append([r.get(image_key), r.get(caption_key), label])
         except OSError as e: raise UserError(f'`{path}` cannot be read: {e.strerror}')
