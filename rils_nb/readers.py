@@ -11,6 +11,7 @@ __all__ = ['UNCAPTIONED', 'READERS', 'LAZY', 'Shards', 'find_field', 'describe_f
 import glob, importlib, os, re, tarfile
 from bisect import bisect_right
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -168,11 +169,11 @@ def _words(self:Shards, shard):  # what the .cls of a shard say, one after anoth
     except (OSError, BadSample): pass
 
 @patch
-def _number_words(self:Shards, spec):  # where the first .cls of a pack is a word
+def _number_words(self:Shards, spec):  # where most of the first .cls of a pack are words
     packs, self.words = {}, None
     for k in filter(self.lengths.__getitem__, range(len(self.paths))): packs.setdefault(tuple(_name_files(self.paths[k])), k)
-    firsts = [next(filter(None, self._words(k)), '0') for k in packs.values()]
-    if all(map(_is_number, firsts)): return
+    firsts = [list(islice(filter(None, self._words(k)), 5)) for k in packs.values()]
+    if all(2 * sum(map(_is_number, first)) >= len(first) for first in firsts): return
     shards, beside = progress_bar(range(len(self.paths)), desc='reading .cls', delay=3, leave=False), 'the names of classes beside the shards'
     found = natural_order({w for k in shards if self.lengths[k] for w in self._words(k) if w})
     if self.classes and not set(found) & set(self.classes):
@@ -190,7 +191,7 @@ def _label(self:Shards, get, name):  # function that reads a .cls, name of the s
     except (ValueError, BadSample) as e: raise BadSample(getattr(e, 'kind', 'label'), f'{name} (its .cls: {getattr(e, "where", e)})')
     if word is None: return None
     number = self.words.get(word, -1) if self.words else int(word) if _is_number(word) else -1
-    if not 0 <= number < 2**31: raise BadSample('label', f'{name} (`{word}` is no class' + (' that is known' if self.words else '' if _is_number(word) else ', and the first .cls is a number') + ')')
+    if not 0 <= number < 2**31: raise BadSample('label', f'{name} (`{word}` is no class' + (' that is known' if self.words else '' if _is_number(word) else ', and the first .cls are numbers') + ')')
     return number
 
 @patch(as_prop=True)

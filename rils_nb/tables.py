@@ -68,7 +68,8 @@ def _texts(row, keys):  # what the columns of captions hold -> list
     return [c for cell in cells for c in (cell if isinstance(cell, list) else [cell]) if c not in (None, '') and not (isinstance(c, str) and c.isspace())]  # but for what is empty
 
 def _label(row, key):  # -> name of a class or None, and why it is none
-    try: return label_name(row.get(key)), f'no class, but `{row.get(key)}`'
+    if key not in row: return None, ''
+    try: return label_name(row[key]), ''
     except BadSample as e: return None, e.where
 
 @patch
@@ -82,7 +83,7 @@ def _take_rows(self:Manifest):  # -> set of labels
         image, texts, (label, reason), more = r.get(image_key), _texts(r, caption_keys), _label(r, label_key), [r.get(k) for k in further]
         if None in r: texts, label = f'pair: {self.path} row {n} has more cells than the header: a text with commas is "quoted"', None
         elif not isinstance(image, str) or not image.strip(): texts, label = f'pair: {self.path} row {n} names no image', None
-        elif self.captioned and label is None and not texts and label_key in r: texts = f'label: {self.path} row {n}: {reason}'
+        elif self.captioned and label is None and not texts and label_key in r: texts = f'label: {self.path} row {n}: ' + (reason or f'no class, but `{r[label_key]}`')
         elif (is_odd := _is_odd(image)) and len(odd) < 100: odd.append(image)
         labels.add(label)
         self.rows.append([image, texts, label, *more])

@@ -42,8 +42,8 @@ def there(tmp_path_factory):
     (d/'classes.txt').write_text('only one\n')
     (d/'out-000000.tar').write_bytes(b'kept')
     (d/'nothing').mkdir()
-    for name in ('one/cat', 'hollow/cat', 'hollow/dog', 'hollow/notes'): (d/name).mkdir(parents=True)
-    for name in ('one/cat', 'hollow/cat', 'hollow/dog'): Image.new('RGB', (8, 8)).save(d/name/'a.png')
+    for name in ('one/cat', 'parts/train/cat', 'parts/train/dog', 'parts/val/cat'): (d/name).mkdir(parents=True)
+    for name in ('one/cat', 'parts/train/cat', 'parts/train/dog', 'parts/val/cat'): Image.new('RGB', (8, 8)).save(d/name/'a.png')
     for folder in ('rendered-sst2/test/negative', 'rendered-sst2/test/positive', 'eurosat/2750/Forest', 'eurosat/2750/Fields'):
         (d/folder).mkdir(parents=True)
         Image.new('RGB', (8, 8)).save(d/folder/'a.png')
@@ -98,7 +98,7 @@ CASES = [
     ('rils-train --method slip --opts tau=0', 'tau must be above 0'),
     ('rils-train shapes_finetune --init= --data {d}/pairs.csv', 'the data has no labels, which classification needs'),
     ('rils-train shapes_finetune --init= --data {d}/one', 'only `cat`'),
-    ('rils-train shapes_finetune --init= --data {d}/hollow', 'no image in the folder of the class `notes`'),
+    ('rils-train shapes_finetune --init= --data {d}/parts', 'parts of the data and no classes (train, val): give one of them'),
     ('rils-train shapes_finetune --init= --opts classes=9', 'the data has 64 classes, and --opts says classes=9'),
     ('rils-train shapes_finetune --init= --batch 9', 'give a multiple of 2, or --opts mixup=0,cutmix=0'),
     ('rils-train shapes_finetune --init {d}/good --size mini --image_size 64', '--size tiny or test fits'),

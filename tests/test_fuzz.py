@@ -154,7 +154,7 @@ def no_image(rng): return {'txt': b'a picture'}, 'pair'
 @KINDS.register()
 def label_without_image(rng): return {'cls': b'3', 'txt': b'a picture'}, 'pair'
 @KINDS.register()
-def label_that_is_none(rng): return {'jpg': jpeg(), 'cls': noise(rng, 1, 9)[:1] + b'x', 'txt': b'a picture'}, 'caption'
+def label_that_is_none(rng): return {'jpg': jpeg(), 'cls': b'\xff' + noise(rng, 1, 9), 'txt': b'a picture'}, 'label'
 
 # Headers: the name of the kind says what is done to the header of the first member after the shard is written
 
