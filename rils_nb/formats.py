@@ -123,7 +123,7 @@ def rewriting(
 def _of_pickle(path):  # -> str
     if any(m.endswith('/constants.pkl') for m in _pickled(path)):
         name = path.stem if 'openai' in open_clip.list_pretrained_tags_by_model(path.stem) else 'ViT-B-32'
-        return f'`{path}` is a program of TorchScript, as OpenAI published CLIP, and opening it runs code: open_clip has the same weights, give open_clip:{name}/openai'
+        return f'`{path}` is a program of TorchScript, and opening it runs code; if it is CLIP as OpenAI published it, open_clip has the same weights: give open_clip:{name}/openai'
     kind, whole = kind_of_names(tensor_names(path)), kind_of_folder(path.parent) == 'transformers'
     new = path.parent/'model.safetensors' if whole else path.with_suffix('.safetensors')
     then = _of_transformers(path.parent, converted=True) if whole else _instead(new, kind)

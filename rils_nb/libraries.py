@@ -244,6 +244,10 @@ def open_timm(name):  # NAME, NAME/pretrained, NAME.TAG, NAME/FILE.safetensors, 
 OPENERS['wise'] = lambda given: importlib.import_module('rils_nb.transfer.wise').between(given)
 
 # %% ../nbs/15_libraries.ipynb #3e1015fb
+def _library_of(name):  # NAME or NAME/WEIGHTS, without a prefix -> str, empty where no library has it
+    base = name.partition('/')[0]
+    return 'open_clip' if base in open_clip.list_models() else 'timm' if timm.is_model(base) else ''
+
 def spec_of(given):  # run, checkpoint or exported folder, or a spec -> a spec
     "What a folder was exported for goes before its name."
     kind = kind_of_folder(given)
@@ -254,6 +258,7 @@ def load_model(
 ):  # -> model in evaluation mode
     "Open any model that can be evaluated; raises `UserError` for one that cannot."
     prefix, colon, rest = (spec_of(spec) if Path(spec).is_dir() else str(spec)).partition(':')
+    if not colon and not Path(spec).exists() and (library := _library_of(str(spec))): raise UserError(f'`{spec}` is a model of {library}: give {library}:{spec}')
     model = OPENERS[prefix](rest) if colon and not Path(f'{prefix}:{rest}').exists() else load(spec)
     model.spec = str(spec)  # for the results
     return model

@@ -254,7 +254,7 @@ def tokens(self:ImageEncoder,
 ):  # -> (B,1+N,D) or (B,1+V,D), the class token first
     "What goes into the first block."
     t, x = self.trunk, patches if visible is None else take(patches, visible)
-    cls = (t.cls_token + t.pos_embed[:, :1]).expand(len(x), -1, -1)
+    cls = (t.cls_token + t.pos_embed[:, :1]).expand(x.shape[0], -1, -1)  # `len` would be a fixed number in an exported program
     return t.norm_pre(torch.cat([cls.to(x.dtype), x], 1))
 
 # %% ../nbs/09_model.ipynb #a561640e

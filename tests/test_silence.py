@@ -568,6 +568,20 @@ def test_26_18_a_config_opens_no_connection(tmp_path, monkeypatch):
     harness.evaluate_command(asked | dict(teacher='open_clip:hf-hub:stranger/clip'), {})
     assert fetched == ['hf-hub:stranger/clip']
 
+def test_26_18_nor_does_a_folder_whose_config_names_a_hub(tmp_path, monkeypatch):
+    from rils_nb.libraries import load_model
+    clip_folder(tmp_path)
+    config = json.loads((tmp_path/'open_clip_config.json').read_text())
+    config['model_cfg'] |= dict(custom_text=True, vision_cfg=dict(timm_model_name='hf-hub:stranger/vit', image_size=32))
+    (tmp_path/'open_clip_config.json').write_text(json.dumps(config))
+    asked = []
+    def fetch(*args, **kwargs):
+        asked.append(sys.modules['huggingface_hub.constants'].HF_HUB_OFFLINE)
+        raise OSError('asked a hub')
+    monkeypatch.setattr('timm.models._hub.hf_hub_download', fetch)
+    with pytest.raises(UserError): load_model(f'open_clip:local-dir:{tmp_path}')
+    assert asked == [True]                                                    # and it would not have been reached
+
 def test_26_18_a_name_moves_no_cursor(tmp_path, capsys):
     import io, tarfile
     from rils_nb.core import command, notice
@@ -605,8 +619,8 @@ def test_26_9_a_run_becomes_a_program():
             self.model = model
         def forward(self, x): return self.model.encode_image(x)
     encoder, x = Encoder(make(SMALL).eval()), torch.rand(2, 3, 16, 16)
-    program = torch.export.export(encoder, (x,)).module()
-    with torch.no_grad(): assert torch.allclose(program(x), encoder(x), atol=1e-6)
+    program, more = torch.export.export(encoder, (x,), dynamic_shapes=({0: torch.export.Dim('images')},)).module(), torch.rand(5, 3, 16, 16)
+    with torch.no_grad(): assert torch.allclose(program(more), encoder(more), atol=1e-6)
 
 def follow(words):
     "Run the command that a line holds in brackets."
