@@ -76,7 +76,7 @@ def code_of(nb):
     cells = [c.source for c in read_nb(nb).cells if c.cell_type == 'code' and not c.source.lstrip().startswith('%%')]
     return '\n'.join(re.sub(r'^(\s*)[!%].*$', r'\1pass', s, flags=re.M) for s in cells)
 
-def number_of(nb): return int(nb.name[:2]) if nb.name[:2].isdigit() else None
+def number_of(nb): return m[0] if (m := re.match("[0-9]{2}[a-z]?(?=_)", nb.name)) else None  # as text: 05 < 05a < 06
 
 def modules():  # -> dict: module -> (number, names of modules that its notebook's exported code imports)
     "The import graph, from the notebooks."
@@ -92,7 +92,7 @@ def test_arrows_only_run_down():
     print()
     for m, (n, needs) in sorted(graph.items(), key=lambda m: m[1][0]):
         lines = len((ROOT/(m.replace('.', '/') + '.py')).read_text(encoding='utf-8').splitlines())
-        print(f'{n:02} {m.removeprefix("rils_nb."):18} {lines:4} lines   ' + ' '.join(sorted(i.removeprefix('rils_nb.') for i in needs)))
+        print(f'{n:3} {m.removeprefix("rils_nb."):18} {lines:4} lines   ' + ' '.join(sorted(i.removeprefix('rils_nb.') for i in needs)))
         assert lines <= 320, f'{m} has {lines} lines: which of its subjects should move out?'
     up = [f'{m} ({n}) imports {i} ({graph[i][0]})' for m, (n, needs) in graph.items() for i in needs if graph[i][0] > n]
     assert not up, '\n'.join(up)

@@ -15,7 +15,8 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..config import parse_opts
 from ..core import UserError
-from .coco import _object, objects_as_tensors
+from .annotations import is_damage, read_object
+from .coco import objects_as_tensors
 from ..readers import READERS, Shards
 from ..samples import MAX_PIXELS, BadSample
 
@@ -30,10 +31,10 @@ class ObjectShards(Shards):
         self.label, self.outlined = {n: k for k, n in enumerate(self.object_names)}, self._has_outlines()
     def annotation(self, i):
         name, h, w, rows = self._said(i)
-        wrong = Counter()
-        objects = [_object(a | dict(category_id=a.get('category')), self.label, h, w, self.outlined, wrong) for a in rows]
-        if wrong: raise BadSample('objects', f'{name} (' + ', '.join(f'{n} {what.partition(":")[0]}' for what, n in wrong.items()) + ')')
-        return objects_as_tensors(name, h, w, objects, self.outlined)
+        found = [read_object(a | dict(category_id=a.get('category')), self.label, (h, w)) for a in rows]
+        wrong = Counter(note for _, notes in found for note in notes if is_damage(note) or note.endswith(': cut'))
+        if wrong: raise BadSample('objects', f'{name} (' + ', '.join(f'{n} {what.rpartition(":")[0]}' for what, n in wrong.items()) + ')')
+        return objects_as_tensors(name, h, w, [o for o, _ in found], self.outlined)
 
 def _names(pattern, path):  # file with a name to a line -> list of str
     try: names = [n.strip() for n in Path(path).read_text(encoding='utf-8').splitlines() if n.strip()]
@@ -64,5 +65,5 @@ def _has_outlines(self:ObjectShards):
     for i in range(min(len(self), 1000)):
         try: rows = self._said(i)[-1]
         except BadSample: continue
-        if rows: return bool(rows[0].get('segmentation'))
+        if any(a.get('segmentation') for a in rows): return True
     return False
