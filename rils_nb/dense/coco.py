@@ -235,7 +235,7 @@ def outline_runs(
 ):  # -> dict of size and counts; raises `ValueError` or `TypeError` where it is none
     "An outline as run lengths."
     if outline is None: return dict(size=[h, w], counts=hotcoco.mask.frPyObjects(dict(size=[h, w], counts=[h * w]), h, w)['counts'])
-    return encode_polygons(outline, (h, w)) if isinstance(outline, list) else outline
+    return encode_polygons(outline, (h, w)) if isinstance(outline, list) else hotcoco.mask.frPyObjects(outline, h, w)
 
 def objects_as_tensors(
     name,     # of the image, for the message
