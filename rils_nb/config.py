@@ -153,14 +153,27 @@ def parse_opts(
         if not eq: raise UserError(f'options are key=value,key=value; given `{item}`')
         if k not in allowed: raise UserError(f'unknown option `{k}`{nearest(k, allowed)} (valid: {", ".join(allowed)})')
         given[k] = _value(k, v, type(allowed[k]))
+        if type(allowed[k]) is str and _all_numbers(allowed[k]): _check_finite(k, v)
     return given
+
+def _as_number(text):  # -> float or None
+    try: return float(text)
+    except ValueError: return None
+
+def _all_numbers(text): return bool(text) and None not in map(_as_number, text.split(':'))  # as 0.1:2
+
+def _check_finite(name, text):
+    wrong = [t for t in text.split(':') if (v := _as_number(t)) is not None and not math.isfinite(v)]
+    if wrong: raise UserError(f'{name} must be finite, given `{text}`')
 
 def _value(name, text, kind):  # a string as `kind`
     if kind is bool:
         if text.lower() in ('true', 'false', '1', '0', 'yes', 'no'): return text.lower() in ('true', '1', 'yes')
         raise UserError(f'{name} is true or false, given `{text}`')
-    try: return kind(text)
+    try: value = kind(text)
     except ValueError: raise UserError(f'{name} must be of type {kind.__name__}, given `{text}`')
+    if kind is float: _check_finite(name, text)
+    return value
 
 # %% ../nbs/01_config.ipynb #11d9a020
 RECIPES = Registry('recipe')
