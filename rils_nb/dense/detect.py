@@ -14,7 +14,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import torch
 from fastcore.basics import patch
-from ..config import parse_opts
+from ..config import check_range, parse_opts, _at_least_0, _below_1, _positive
 from ..core import UserError
 from ..features import evaluating
 from ..loader import _picture, annotation_of
@@ -110,9 +110,9 @@ class Detect(Labelled):
         **more,
     ):
         super().__init__(config, **more)
-        if not 0 <= drop_path < 1: raise UserError(f'drop_path must be at least 0 and below 1, given {drop_path}')
-        if layer_decay <= 0: raise UserError(f'layer_decay must be above 0, given {layer_decay}')
-        if federated < 0: raise UserError(f'federated is a number of classes, or 0 for all; given {federated}')
+        check_range(_positive, layer_decay=layer_decay, width=width, anchor=anchor, anchors=anchors, proposals=proposals, regions=regions, fc=fc, most=most)
+        check_range(_below_1, drop_path=drop_path, score=score)
+        check_range(_at_least_0, window=window, whole=whole, convs=convs, federated=federated)
         trunk, factors = self.visual.trunk, factors_of(pyramid, self.patch_size)
         self.relative = self.visual.onto_grids(window, whole, relative * self.image_size // self.patch_size)
         self.pyramid, strides = Pyramid(self.visual.width, width, factors), [int(self.patch_size / f) for f in factors]

@@ -14,7 +14,7 @@ from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 from ..core import UserError, key, noise
 from ..model import SIZES
 from ..rle import RLEMasks, encode_masks
-from ..samples import BadSample
+from ..samples import MAX_PIXELS, BadSample
 
 # %% ../../nbs/dense/79_jitter.ipynb #749389b7
 def objects_of(annotation):  # dict of a source -> boxes (k,4), labels (k,), masks (k,H,W) or None, outlined (k,) bool or None
@@ -91,11 +91,15 @@ def mirrored(
     return image.flip(2), torch.stack([w - x1, y0, w - x0, y1], 1), None if masks is None else masks.flip(2)
 
 # %% ../../nbs/dense/79_jitter.ipynb #b5f37416
-def interval(text):  # '0.1:2' -> (0.1, 2.0)
+def interval(
+    text,   # '0.1:2'
+    side=1, # of the square, in pixels
+):  # -> (0.1, 2.0)
     "Smallest and largest scale."
     try: low, high = map(float, text.split(':'))
     except ValueError: low, high = 0., 0.
     if not 0 < low <= high < float('inf'): raise UserError(f'jitter is the smallest and the largest scale, as 0.1:2; given `{text}`')
+    if (high * side)**2 > MAX_PIXELS: raise UserError(f'jitter={text} makes images of up to {high * side:.0f} x {high * side:.0f} pixels, and {MAX_PIXELS:,} are allowed')
     return low, high
 
 # %% ../../nbs/dense/79_jitter.ipynb #63dacbc8
@@ -106,7 +110,8 @@ def cut_view(
     jitter='0.1:2', # smallest and largest scale
 ):  # -> function of sample, key, annotation that gives image (3,S,S), boxes (k,4), labels (k,), masks (k,S,S), outlined (k,)
     "An image at a random scale, cut and filled up to the square, and what is left of its objects."
-    (low, high), side, fill = interval(jitter), config.image_size, mean_colour(config.size)
+    side, fill = config.image_size, mean_colour(config.size)
+    low, high = interval(jitter, side)
     def view(sample, k, annotation):
         for needed in ('boxes', 'masks')[:1 + masks]:
             if needed not in annotation: raise BadSample(needed, f'{sample.get("name")} has none')
