@@ -160,7 +160,7 @@ def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) norma
 @patch
 def forward(self:Detect, batch):  # dict -> dict
     x = self.visual.normalise(batch['image'])
-    own = ('masks', 'outlined') if self.with_masks else ()
+    own = [k for k in ('masks', 'outlined') if k in batch] if self.with_masks else ()
     known = zip(*(batch[k] for k in ('boxes', 'labels', *own)))
     targets = [dict(boxes=b.to(x), labels=y.to(x.device)) | dict(zip(own, more)) for b, y, *more in known]  # masks stay where they are until an image needs its own
     objectness, anchors, classes, boxes, regions, masks, objects = self.in_parts(partial(self.sums, targets), x, batch['keys'], torch.arange(len(x)))

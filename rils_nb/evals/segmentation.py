@@ -164,16 +164,14 @@ def scores(
 def winners(
     scores,  # (C,h,w)
     size,    # H and W
-    part=0,  # classes that are enlarged at a time; 0: as many as 64 MB hold, at most eight
 ):  # -> (H,W) int64
     "The class with the highest score at each pixel of a map of another size; of equals, the first."
-    part = part or min(8, max(1, 2**24 // (size[0] * size[1])))
-    best, label = scores.new_full(size, -torch.inf), torch.zeros(size, dtype=torch.long, device=scores.device)
-    for first, few in zip(range(0, len(scores), part), scores.split(part)):
-        top, k = (few if few.shape[1:] == size else F.interpolate(few[None], size, mode='bilinear')[0]).max(0)
-        label = torch.where(top > best, k + first, label)
-        best = torch.maximum(best, top)
-    return label
+    best, label = scores.new_full(size, -torch.inf), torch.zeros(size, dtype=torch.int32, device=scores.device)
+    for k, s in enumerate(scores):
+        if s.shape != tuple(size): s = F.interpolate(s[None, None], size, mode='bilinear')[0, 0]
+        label.masked_fill_(s > best, k)
+        torch.maximum(best, s, out=best)
+    return label.long()
 
 # %% ../../nbs/evals/37_segmentation.ipynb #5a4ff80d
 def _alike(views, n):  # images, scores of each pixel -> lists of numbers of images that have one size

@@ -42,7 +42,7 @@ def slide(
         place = tuple(slice(s.start - p.start, s.stop - p.start) for s, p in zip(seen, part))
         total[(..., *place)] += scores[(..., *(slice(s.start - a, s.stop - a) for s, a in zip(seen, at)))]
         count[place] += 1
-    return total / count
+    return total.div_(count)
 
 # %% ../../nbs/evals/38_semantic_segmentation.ipynb #a44ef982
 def resize_shorter(
