@@ -54,8 +54,8 @@ class RLEMasks:
     def draw(self, i):  # -> (H,W) bool
         "One of the masks."
         m = torch.from_numpy(hotcoco.mask.decode(self.runs[i])).view(torch.bool).T                   # (W,H): as it lies in memory
-        if self.cols is not None: m = m[self.cols]
-        return (m if self.rows is None else m[:, self.rows]).T
+        m = (m if self.cols is None else m.index_select(0, self.cols)).T
+        return m if self.rows is None else m.contiguous().index_select(0, self.rows)
     def dense(self):  # -> (k,H,W) bool
         "All of them, with their pixels."
         out = torch.zeros(self.shape, dtype=torch.bool)

@@ -34,15 +34,20 @@ YES, NO = {'1', '1.0', 'true', 'yes'}, {'0', '0.0', 'false', 'no', 'none', 'null
 
 def read_flag(v):  # what JSON holds -> bool, or None
     "Yes or no; nothing is no, and what is neither is None."
+    if type(v) is int and v in (0, 1): return v == 1
     word = str(v).strip().lower() if isinstance(v, (bool, int, float, str)) else '' if v is None else 'neither'
     return True if word in YES else False if word in NO else None
 
 # %% ../../nbs/dense/84a_annotations.ipynb #7b8d7ced
+def _are_finite(values):  # list -> bool: all are numbers, and finite; most lists are, and one sum sees it
+    try: return math.isfinite(sum(values))
+    except (TypeError, OverflowError): return False
+
 def read_box(v):  # what JSON holds -> list of four floats or None, what is wrong
     "x, y, width and height; what is wrong with them is empty where nothing is."
     if v is None or v == []: return None, 'without a box'
     if type(v) is not list or len(v) != 4: return None, 'with a box that is not four numbers'
-    box = [read_number(x) for x in v]
+    box = v if _are_finite(v) else [read_number(x) for x in v]
     return (None, 'with a box that is not four numbers') if None in box else (box, '')
 
 def _in_image(box, h, w):  # x, y, width, height -> [x0,y0,x1,y1] within the image, or None; was it cut by more than a pixel?
@@ -59,7 +64,8 @@ def place_box(box, h, w):  # x, y, width, height -> [x0,y0,x1,y1] or None, what 
     "A box within the image."
     placed, was_cut = _in_image(box, h, w)
     if placed is None: return None, 'of no area or outside of the image', False
-    if is_tiny(placed[0], placed[1], placed[2] - placed[0], placed[3] - placed[1]): return None, 'smaller than a pixel (shares of the image?)', False
+    x, y, bw, bh = placed[0], placed[1], placed[2] - placed[0], placed[3] - placed[1]
+    if (bw < 1 or bh < 1) and is_tiny(x, y, bw, bh): return None, 'smaller than a pixel (shares of the image?)', False
     return placed, '', was_cut
 
 # %% ../../nbs/dense/84a_annotations.ipynb #1e34d081
@@ -73,12 +79,11 @@ def are_corners(boxes):  # pairs of x, y, width, height and (height, width of th
 
 # %% ../../nbs/dense/84a_annotations.ipynb #7faaa3a1
 def _flat(points, notes):  # a polygon in any notation -> list of numbers
-    if points and type(points[0]) is list or points and type(points[0]) is dict:
+    if _are_finite(points): return points
+    if points and type(points[0]) in (list, dict):
         notes.add('with points as pairs: read')
         points = [v for p in points for v in ((p.get('x'), p.get('y')) if type(p) is dict else p if type(p) is list and len(p) == 2 else [None])]
-    try:
-        if math.isfinite(sum(points)): return points
-    except (TypeError, OverflowError): pass
+    if _are_finite(points): return points
     numbers = [read_number(v) for v in points]
     if None in numbers: raise ValueError('with an outline of what are no numbers')
     notes.add('with numbers as text: read')
@@ -89,7 +94,7 @@ def read_polygons(
     notes, # set of texts, to which is added how it was read
 ):  # -> list of lists of x, y, x, y ...
     "An outline of polygons; raises `ValueError` with what is wrong."
-    if type(found[0]) is dict or all(type(p) is list and len(p) == 2 for p in found): found = [found]      # points of one polygon
+    if type(found[0]) is dict or type(found[0]) is list and len(found[0]) == 2 and all(type(p) is list and len(p) == 2 for p in found): found = [found]      # points of one polygon
     elif type(found[0]) is not list: found = [found] if notes.add('with a flat polygon: read as one') is None else found
     if not all(type(p) is list for p in found): raise ValueError('with an outline in an unknown notation')
     polygons = [p for p in (_flat(p, notes) for p in found) if len(p) >= 6]
@@ -100,7 +105,9 @@ def read_polygons(
 
 def extent(polygons):  # list of lists of x, y, x, y ... -> x0, y0, x1, y1
     "The box that encloses polygons."
-    return min(min(p[::2]) for p in polygons), min(min(p[1::2]) for p in polygons), max(max(p[::2]) for p in polygons), max(max(p[1::2]) for p in polygons)
+    points = polygons[0] if len(polygons) == 1 else [v for p in polygons for v in p]
+    xs, ys = points[::2], points[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
 
 # %% ../../nbs/dense/84a_annotations.ipynb #179adbdc
 def _read_counts(v, notes):  # letters, or a list of numbers -> array of int64
@@ -154,8 +161,9 @@ def read_outline(
         x, y, w, h = hotcoco.mask.toBbox(outline).tolist()
         at = x, y, x + w, y + h
     else: at = extent(outline)
-    if not all(-n <= a and b <= 2 * n for n, a, b in zip(size, at[1::-1], at[:1:-1])): raise ValueError('with an outline that reaches far beyond the image')
-    if box and any(b + 1 < p or p + d + 1 < a for p, d, a, b in zip(box, box[2:], at, at[2:])) and at[2] > at[0]: raise ValueError('with an outline that lies outside of their box')
+    (h, w), (x0, y0, x1, y1), (x, y, bw, bh) = size, at, box or (at[0], at[1], 0, 0)
+    if min(x0 + w, y0 + h, 2 * w - x1, 2 * h - y1) < 0: raise ValueError('with an outline that reaches far beyond the image')
+    if x1 > x0 and min(x + bw - x0, y + bh - y0, x1 - x, y1 - y) < -1: raise ValueError('with an outline that lies outside of their box')
     return outline, at
 
 # %% ../../nbs/dense/84a_annotations.ipynb #95206a01
@@ -190,6 +198,6 @@ def read_object(
     if wrong: return None, [f'{broken if broken and wrong == "without a box" else wrong}: left out']
     if broken: notes.add(f'{broken}: box kept')
     if was_cut: notes.add('that reach beyond the image: cut')
-    if other or isinstance(a.get('iscrowd'), str) or any(isinstance(v, str) for v in a.get('bbox') or ()): notes.add('with numbers as text: read')
+    if other or isinstance(a.get('iscrowd'), str) or box and any(isinstance(v, str) for v in a['bbox']): notes.add('with numbers as text: read')
     area = read_number(a.get('area'))
     return [kind, placed, int(crowd), outline, area if area is None or area >= 0 else None], sorted(notes)

@@ -56,6 +56,7 @@ def read_image(im):  # what JSON holds -> id, name, (height, width) or None wher
     if not isinstance(im, dict): raise ValueError('is no entry of an image')
     i, name, sides = read_id(im.get('id')), im.get('file_name') or '/'.join(str(im.get('coco_url') or '').split('/')[-2:]), [im.get(k) for k in ('height', 'width')]   # LVIS names them by address
     if i is None or not isinstance(name, str) or not name: raise ValueError(f'has no id or no file_name: {json.dumps(im)[:100]}')
+    if any('\ud800' <= c <= '\udfff' or c == '\0' for c in name): raise ValueError(f'has a file_name that no file can have: {json.dumps(name)[:100]}')
     if not any(sides): return i, name, None
     size = [read_number(v) for v in sides]
     if None in size or not all(v.is_integer() and v >= 1 for v in size) or size[0] * size[1] > MAX_PIXELS:
