@@ -21,6 +21,7 @@ from matplotlib.colors import is_color_like, to_rgb
 from matplotlib.patches import Patch
 from .core import UserError, read_jsonl
 from .libraries import view_of
+from .rle import shrink_picture, tint_masks
 from .features import features, fine_features, subset, text_features
 from .loader import annotation_of
 from .samples import BadSample
@@ -202,11 +203,11 @@ def show_objects(
     tint=0.5, # of outlined pixels
 ):
     "An image with boxes, outlines and names."
-    panel(ax, image, title)
+    image, found = shrink_picture(image, found)
+    panel(ax, tint_masks(image, found.get('masks', ()), [TAB[y % len(TAB)] for y in found['labels'].tolist()], tint), title)
     for i, (box, y) in enumerate(zip(found['boxes'].tolist(), found['labels'].tolist())):
         colour = TAB[y % len(TAB)]
         ax.add_patch(plt.Rectangle((box[0] - 0.5, box[1] - 0.5), box[2] - box[0], box[3] - box[1], fill=False, edgecolor=colour, linewidth=1.2))
-        if 'masks' in found: ax.imshow(torch.cat([torch.tensor(colour).expand(*image.shape[1:], 3), tint * found['masks'][i][..., None]], 2).numpy())
         words = names[y] + (f' {100 * found["scores"][i]:.0f} %' if 'scores' in found else '')
         ax.text(box[0], box[1] - 1, words, color='white', fontsize=6, va='bottom', bbox=dict(facecolor=colour, edgecolor='none', pad=0.6), clip_on=True)
 
@@ -220,7 +221,8 @@ def contact_sheet(
     for i in subset(len(source), 4 * n):
         try:
             sample = source.read(i)
-            found.append((sample, annotation_of(source, i, sample['image']) if names else {}))
+            image, known = shrink_picture(sample['image'], annotation_of(source, i, sample['image']) if names else {})
+            found.append((sample | dict(image=image), known))
         except BadSample: continue
         if len(found) == n: break
     if not found: raise UserError('no sample of the data could be read: there is nothing to draw')

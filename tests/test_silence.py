@@ -900,3 +900,114 @@ def test_26_0_gradients_of_sixteen_columns():
         grads.append(torch.autograd.grad(sum(s.float().sin().mean() for s in state), [leaf, *row.parameters()]))
     apart = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*grads))
     assert apart < 8**3 * torch.finfo(torch.float32).eps  # a number that is read as its neighbour, and three columns that multiply it
+# Boxes, outlines and label maps of strangers
+
+def coco_file(folder, annotations, side=40, n=3, **change):  # -> what `open_source` takes
+    (folder/'photos').mkdir(exist_ok=True)
+    for i in range(n): Image.new('RGB', (side, side), (40 * i, 90, 20)).save(folder/'photos'/f'{i}.png')
+    images = [dict(id=i, file_name=f'{i}.png', height=side, width=side) for i in range(n)]
+    (folder/'all.json').write_text(json.dumps(dict(images=images, annotations=annotations, categories=[dict(id=1, name='cat'), dict(id=2, name='dog')]) | change))
+    return f'coco:{folder}/all.json,images={folder}/photos'
+
+SQUARE = dict(image_id=0, category_id=1, bbox=[4, 4, 20, 20], iscrowd=0, segmentation=[[4, 4, 24, 4, 24, 24, 4, 24]])
+
+@pytest.mark.parametrize('change, words', [
+    (dict(segmentation=dict(size=[40, 40], counts=[10, 20, 10])), 'do not fill the image'), (dict(segmentation=dict(size=[40, 40], counts=':::')), 'do not fill the image'),
+    (dict(segmentation=[[4, 4, 24, 4, float('nan'), 24]]), 'no numbers'), (dict(segmentation=[[4, 4, 24, 4, 14, 4]]), 'without a pixel'), (dict(bbox=[.1, .1, .5, .5], segmentation=[]), 'smaller than a pixel'),
+    (dict(bbox=[50, 4, 9, 9], segmentation=None), 'outside of the image'), (dict(iscrowd='maybe'), 'neither 0 nor 1'), (dict(category_id=7), 'of no known category')])
+def test_26_7_what_cannot_be_read_is_damage(tmp_path, capsys, change, words):
+    from rils_nb.packing import check_command
+    code = check_command(open_source(coco_file(tmp_path, [SQUARE, SQUARE | dict(image_id=1, segmentation=[SQUARE['segmentation'][0]]) | change])), None)
+    assert code == 1 and words in capsys.readouterr().out
+
+@pytest.mark.parametrize('change', [dict(iscrowd='0'), dict(segmentation=SQUARE['segmentation'][0]), dict(segmentation=[[['4', '4'], ['24', '4'], ['24', '24'], ['4', '24']]]), dict(bbox=None), dict(category_id='1', image_id='0'),
+    dict(segmentation=dict(size=[40., 40.], counts=[164., *[20.] * 39, 656.]))])
+def test_26_7_what_means_the_same_is_read(tmp_path, change):
+    plain, other = (open_source(coco_file(tmp_path, [SQUARE | c])).annotation(0) for c in ({}, change))
+    assert len(other['boxes']) == 1
+    for k in ('boxes', 'labels', 'crowd'): assert other[k].equal(plain[k])
+    assert torch.as_tensor(other['masks'][0]).equal(torch.as_tensor(plain['masks'][0]))
+
+def test_26_7_corners_in_place_of_sides_are_refused(tmp_path):
+    boxes = [SQUARE | dict(image_id=i, bbox=b, segmentation=None) for i, b in enumerate(([20, 20, 36, 36], [10, 10, 30, 30], [5, 18, 20, 39]))]
+    with pytest.raises(UserError, match='two corners'): open_source(coco_file(tmp_path, boxes))
+
+def test_26_7_detect_needs_objects(tmp_path):
+    from rils_nb.methods import completed
+    for wrong in (dict(iscrowd=1), dict(bbox=[90, 4, 5, 5]), dict(category_id=9)):
+        with pytest.raises(UserError, match='no image of the data shows an object'):
+            completed(Config(method='detect', opts='masks=false'), open_source(coco_file(tmp_path, [SQUARE | dict(segmentation=None) | wrong])))
+
+def test_26_7_lists_of_voc(tmp_path):
+    for i in 'ab':
+        for folder in ('JPEGImages', 'SegmentationClass'): (tmp_path/folder).mkdir(exist_ok=True)
+        Image.new('RGB', (8, 8)).save(tmp_path/'JPEGImages'/f'{i}.jpg'), Image.new('L', (8, 8)).save(tmp_path/'SegmentationClass'/f'{i}.png')
+    (tmp_path/'ImageSets'/'Segmentation').mkdir(parents=True)
+    for text in ('a  1\nb -1\n', ' a.jpg \n\n', '/JPEGImages/a.jpg /SegmentationClass/a.png\n'):
+        (tmp_path/'ImageSets'/'Segmentation'/'train.txt').write_text(text)
+        source = open_source(f'voc:{tmp_path}')
+        assert ([Path(source.about(i)[1]).stem for i in range(len(source))], list(source.bad)) == (['a'], []), text
+
+def test_26_17_one_outline_costs_no_object(tmp_path):
+    source = open_source(coco_file(tmp_path, [SQUARE] + [{k: v for k, v in SQUARE.items() if k != 'segmentation'} | dict(image_id=i % 3) for i in range(9)]))
+    assert sum(len(source.annotation(i)['boxes']) for i in range(3)) == 10
+    from rils_nb.dense.jitter import cut_view
+    view = cut_view(Config(image_size=64), 2, masks=True, jitter='1:1')
+    assert sum(len(view(source.read(i), i, source.annotation(i))['boxes']) for i in range(3)) == 10
+
+@pytest.mark.parametrize('change', [dict(images=[dict(id=0, file_name='0.png', height=1e10, width=40), dict(id=1, file_name='1.png', height=40, width=40)]), dict(images=[dict(id=[0], file_name='0.png', height=40, width=40), dict(id=1, file_name='1.png', height=40, width=40)]),
+    dict(annotations=[SQUARE | dict(segmentation=dict(size=None, counts=[1600]))]), dict(annotations=[SQUARE | dict(image_id=[1])]), dict(annotations=[SQUARE | dict(category_id=[1])]), dict(annotations=[SQUARE, None])])
+def test_26_17_one_malformed_value(tmp_path, capsys, change):
+    from rils_nb.packing import check_command
+    assert check_command(open_source(coco_file(tmp_path, **dict(annotations=[SQUARE]) | change)), None) == 1
+
+def test_26_17_a_map_of_another_size_is_left_out():
+    from rils_nb.evals.segmentation import _readable
+    class Maps(Scenes):
+        def annotation(self, i): return {k: v[1:] if i == 1 and k == 'semantic' else v for k, v in super().annotation(i).items()}
+    assert [name for name, _, _ in _readable(Maps(n=3), range(3))] == [Scenes(n=3).read(i)['name'] for i in (0, 2)]
+
+def test_26_22_outlines_take_the_memory_of_their_runs(tmp_path):
+    "What a file claims costs nothing before it is compared with the picture: less than the pixels of one mask."
+    from rils_nb.loader import annotation_of
+    from rils_nb.samples import BadSample
+    outline = [[10, 10, 2990, 10, 2990, 2990]]
+    source = open_source(coco_file(tmp_path, [SQUARE | dict(bbox=[10, 10, 2980, 2980], segmentation=outline)] * 9, images=[dict(id=0, file_name='0.png', height=3000, width=3000)]))
+    image = source.read(0)['image']
+    tracemalloc.start()
+    with pytest.raises(BadSample, match='3000x3000'): annotation_of(source, 0, image)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 3000 * 3000
+
+def test_26_22_a_strip_stays_a_strip():
+    from rils_nb.evals.semantic_segmentation import resize_shorter
+    assert max(resize_shorter(torch.zeros(3, 2, 800, dtype=torch.uint8), 16).shape) <= 4 * 16
+
+def test_26_23_anchors_stand_at_multiples_of_the_stride():
+    from rils_nb.dense.proposals import Proposals
+    anchors = Proposals(8, (16, 32))([torch.zeros(1, 8, 3, 3), torch.zeros(1, 8, 2, 2)], torch.zeros(1, 3, 56, 56), [(56, 56)])[2][0]
+    assert {*((anchors[:, 0] + anchors[:, 2]) / 2).round().int().tolist()} == {0, 16, 32}
+
+def test_26_23_a_nan_is_not_kept():
+    from rils_nb.transfer.linear import Standardise
+    norm = Standardise(3)
+    norm(torch.full((4, 3), torch.nan)), norm(torch.randn(4, 3))
+    assert norm.mean.isfinite().all() and norm.var.isfinite().all()
+
+def test_26_23_numbers_are_finite():
+    "Every option of every method whose default is a number, or several."
+    from rils_nb.methods import METHODS, import_methods, options
+    import_methods()
+    wrong = [f'{m} {k}={v}' for m, cls in METHODS.items() for k, default in options(cls).items() if isinstance(default, float) or k in ('jitter', 'rates')
+             for v in ('nan', 'inf') if not _refuses(k, f'0.1:{v}' if default == '0.1:2' else v, options(cls))]
+    assert not wrong, wrong
+
+def _refuses(k, v, known):
+    from rils_nb.config import parse_opts
+    try: parse_opts(f'{k}={v}', known)
+    except UserError: return True
+
+def test_26_23_windows_alone():
+    small = 'classes=3,pyramid=2:1,width=32,convs=1,fc=64,anchor=4,proposals=50,window=2'
+    assert [b.window for b in make(Config(method='detect', image_size=64, opts=f'{small},whole=0')).visual.trunk.blocks] == [2] * 4

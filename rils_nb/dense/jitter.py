@@ -13,27 +13,31 @@ import torchvision.transforms.v2.functional as TF
 from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 from ..core import UserError, key, noise
 from ..model import SIZES
-from ..samples import BadSample
+from ..rle import RLEMasks, encode_masks
+from ..samples import MAX_PIXELS, BadSample
 
 # %% ../../nbs/dense/79_jitter.ipynb #749389b7
-def objects_of(annotation):  # dict of a source -> boxes (k,4), labels (k,), masks (k,H,W) or None
+def objects_of(annotation):  # dict of a source -> boxes (k,4), labels (k,), masks (k,H,W) or None, outlined (k,) bool or None
     "What there is to learn from: the objects that stand alone."
     boxes, labels, masks = (annotation.get(k) for k in ('boxes', 'labels', 'masks'))
     alone = ~annotation.get('crowd', torch.zeros(len(boxes), dtype=torch.bool))
-    return boxes[alone], labels[alone], None if masks is None else masks[alone]
+    if masks is None: return boxes[alone], labels[alone], None, None
+    drawn = masks.area() > 0 if isinstance(masks, RLEMasks) else masks.flatten(1).any(1)
+    return boxes[alone], labels[alone], masks[alone], (drawn & annotation.get('outlined', drawn))[alone]
 
 # %% ../../nbs/dense/79_jitter.ipynb #cc0bcfff
 def scaled(
     image, # (3,H,W) uint8
     boxes, # (k,4)
-    masks, # (k,H,W) bool, or None
+    masks, # (k,H,W) bool, a tensor or RLEMasks, or None
     scale, # factor
 ):  # -> the same, resized
     "An image and its objects in another size."
     (h, w), (h2, w2) = image.shape[1:], (max(1, round(s * scale)) for s in image.shape[1:])
     if (h, w) == (h2, w2): return image, boxes, masks
     boxes = boxes * torch.tensor([w2 / w, h2 / h]).repeat(2)
-    if masks is not None: masks = TF.resize(masks.byte(), [h2, w2], TF.InterpolationMode.NEAREST_EXACT).bool() if len(masks) else masks.new_zeros(0, h2, w2)
+    if isinstance(masks, RLEMasks): masks = masks.resize((h2, w2))
+    elif masks is not None: masks = TF.resize(masks.byte(), [h2, w2], TF.InterpolationMode.NEAREST_EXACT).bool() if len(masks) else masks.new_zeros(0, h2, w2)
     return TF.resize(image, [h2, w2], antialias=True), boxes, masks
 
 # %% ../../nbs/dense/79_jitter.ipynb #a827011e
@@ -44,7 +48,7 @@ def mean_colour(size):  # name in SIZES -> (3,1,1) uint8
 def cut(
     image, # (3,H,W) uint8
     boxes, # (k,4)
-    masks, # (k,H,W) bool, or None
+    masks, # (k,H,W) bool, a tensor or RLEMasks, or None
     top,   # of the corner, in pixels
     left,  # the same
     side,  # of the square
@@ -54,21 +58,26 @@ def cut(
     h, w = (min(side, s - at) for s, at in zip(image.shape[1:], (top, left)))
     def square(x, outside):
         whole = outside.expand(len(x), side, side).clone()
-        whole[:, :h, :w] = x[:, top:top + h, left:left + w]
+        for part, of in zip(whole, x[:, top:top + h, left:left + w]): part[:h, :w] = of
         return whole
     boxes = clip_boxes_to_image(boxes - torch.tensor([left, top, left, top]), (h, w))
-    return square(image, fill), boxes, None if masks is None else square(masks, masks.new_zeros(1, 1, 1))
+    return square(image, fill), boxes, None if masks is None else square(masks, torch.zeros(1, 1, 1, dtype=torch.bool))
 
 # %% ../../nbs/dense/79_jitter.ipynb #8cc10004
 def still_there(
     boxes,  # (k,4)
     labels, # (k,)
     masks,  # (k,H,W) bool, or None
+    outlined=None, # (k,) bool, whose masks count; None: all
 ):  # -> the same, of the objects of which something is left
     "What is left of the objects after a cut."
-    there = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1 if masks is None else masks.flatten(1).any(1)
-    if masks is None: return boxes[there], labels[there], None
-    return masks_to_boxes(masks[there]) + torch.tensor([0., 0, 1, 1]), labels[there], masks[there]       # the far sides of the last pixels
+    there = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1
+    if masks is None: return boxes[there], labels[there], None, None
+    outlined = torch.ones_like(there) if outlined is None else outlined
+    there = torch.where(outlined, masks.flatten(1).any(1), there)
+    boxes, labels, masks, outlined = (v[there] for v in (boxes, labels, masks, outlined))
+    boxes[outlined] = masks_to_boxes(masks[outlined]) + torch.tensor([0., 0, 1, 1])                      # the far sides of the last pixels
+    return boxes, labels, masks, outlined
 
 # %% ../../nbs/dense/79_jitter.ipynb #ccaea9ad
 def mirrored(
@@ -82,11 +91,15 @@ def mirrored(
     return image.flip(2), torch.stack([w - x1, y0, w - x0, y1], 1), None if masks is None else masks.flip(2)
 
 # %% ../../nbs/dense/79_jitter.ipynb #b5f37416
-def interval(text):  # '0.1:2' -> (0.1, 2.0)
+def interval(
+    text,   # '0.1:2'
+    side=1, # of the square, in pixels
+):  # -> (0.1, 2.0)
     "Smallest and largest scale."
     try: low, high = map(float, text.split(':'))
     except ValueError: low, high = 0., 0.
-    if not 0 < low <= high: raise UserError(f'jitter is the smallest and the largest scale, as 0.1:2; given `{text}`')
+    if not 0 < low <= high < float('inf'): raise UserError(f'jitter is the smallest and the largest scale, as 0.1:2; given `{text}`')
+    if (high * side)**2 > MAX_PIXELS: raise UserError(f'jitter={text} makes images of up to {high * side:.0f} x {high * side:.0f} pixels, and {MAX_PIXELS:,} are allowed')
     return low, high
 
 # %% ../../nbs/dense/79_jitter.ipynb #63dacbc8
@@ -95,17 +108,18 @@ def cut_view(
     classes,        # how many
     masks=True,     # outlines, too
     jitter='0.1:2', # smallest and largest scale
-):  # -> function of sample, key, annotation that gives image (3,S,S), boxes (k,4), labels (k,), masks (k,S,S)
+):  # -> function of sample, key, annotation that gives image (3,S,S), boxes (k,4), labels (k,), masks (k,S,S), outlined (k,)
     "An image at a random scale, cut and filled up to the square, and what is left of its objects."
-    (low, high), side, fill = interval(jitter), config.image_size, mean_colour(config.size)
+    side, fill = config.image_size, mean_colour(config.size)
+    low, high = interval(jitter, side)
     def view(sample, k, annotation):
         for needed in ('boxes', 'masks')[:1 + masks]:
             if needed not in annotation: raise BadSample(needed, f'{sample.get("name")} has none')
-        (boxes, labels, m), (scale, down, right, turn) = objects_of(annotation), noise(torch.tensor([key(k, 'cut')]), 4)[0].tolist()
+        (boxes, labels, m, outlined), (scale, down, right, turn) = objects_of(annotation), noise(torch.tensor([key(k, 'cut')]), 4)[0].tolist()
         x, boxes, m = scaled(sample['image'], boxes, m if masks else None, (low + (high - low) * scale) * side / max(sample['image'].shape[1:]))
         top, left = (int(u * (max(0, s - side) + 1)) for u, s in zip((down, right), x.shape[1:]))
         x, boxes, m = cut(x, boxes, m, top, left, side, fill)
-        boxes, labels, m = still_there(boxes, labels, m)
+        boxes, labels, m, outlined = still_there(boxes, labels, m, outlined)
         if config.flip and turn < 0.5: x, boxes, m = mirrored(x, boxes, m)
-        return dict(image=x, boxes=boxes, labels=labels) | ({} if m is None else dict(masks=m))
+        return dict(image=x, boxes=boxes, labels=labels) | ({} if m is None else dict(masks=m, outlined=outlined))
     return view

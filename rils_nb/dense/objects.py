@@ -16,9 +16,10 @@ from fastcore.basics import patch
 from ..config import parse_opts
 from ..core import UserError
 from ..labels import load_names
-from .coco import _object, objects_as_tensors, SEARCHED
+from .coco import SEARCHED, objects_as_tensors
 from ..readers import READERS, Shards, shard_paths
 from .maps import MapShards
+from .annotations import is_damage, read_object
 from ..samples import MAX_PIXELS, BadSample
 
 # %% ../../nbs/dense/89_objects.ipynb #9ef5a9bd
@@ -33,10 +34,10 @@ class ObjectShards(Shards):
         self.label, self.outlined = {n: k for k, n in enumerate(self.object_names)}, self._has_outlines()
     def annotation(self, i):
         name, h, w, rows = self._said(i)
-        wrong = Counter()
-        objects = [_object(a | dict(category_id=a.get('category')), self.label, h, w, self.outlined, wrong) for a in rows]
-        if wrong: raise BadSample('objects', f'{name} (' + ', '.join(f'{n} {what.partition(":")[0]}' for what, n in wrong.items()) + ')')
-        return objects_as_tensors(name, h, w, objects, self.outlined)
+        found = [read_object(a | dict(category_id=a.get('category')), self.label, (h, w)) for a in rows]
+        wrong = Counter(note for _, notes in found for note in notes if is_damage(note) or note.endswith(': cut'))
+        if wrong: raise BadSample('objects', f'{name} (' + ', '.join(f'{n} {what.rpartition(":")[0]}' for what, n in wrong.items()) + ')')
+        return objects_as_tensors(name, h, w, [o for o, _ in found], self.outlined)
 
 def _names(pattern, path):  # file with a name to a line -> list of str
     try: names = load_names(path)
@@ -65,7 +66,7 @@ def _has_outlines(self:ObjectShards):
     for i in range(min(len(self), 1000)):
         try: rows = self._said(i)[-1]
         except BadSample: continue
-        if rows: return bool(rows[0].get('segmentation'))
+        if any(a.get('segmentation') for a in rows): return True
     return False
 
 # %% ../../nbs/dense/89_objects.ipynb #54ece581

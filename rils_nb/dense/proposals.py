@@ -11,7 +11,6 @@ __all__ = ['pick', 'lift', 'Proposals', 'proposal_losses']
 import torch
 import torch.nn.functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 from ..core import noise
 
@@ -48,6 +47,12 @@ class Proposals(RegionProposalNetwork):
         anchors = AnchorGenerator(tuple((anchor * s,) for s in strides), ((0.5, 1., 2.),) * len(strides))
         before, after = dict(training=2 * most, testing=most), dict(training=most, testing=most)             # overlapping proposals are dropped
         super().__init__(anchors, RPNHead(width, 3, conv_depth=2), 0.7, 0.3, sampled, 0.5, before, after, 0.7)
+        self.strides = list(strides)
+
+    def anchors(self, grids, like):  # rows and columns of each map; a tensor for type and place -> (A,4)
+        "The anchors of all maps, map after map."
+        self.anchor_generator.set_cell_anchors(like.dtype, like.device)
+        return torch.cat(self.anchor_generator.grid_anchors(grids, [[torch.tensor(s, device=like.device)] * 2 for s in self.strides]))
 
     def forward(self,
         maps,   # list of (B,C,h,w)
@@ -58,7 +63,7 @@ class Proposals(RegionProposalNetwork):
         logits, shifts = self.head(maps)
         levels = [m[0].numel() for m in logits]
         logits, shifts = (lift(x) for x in concat_box_prediction_layers(logits, shifts))
-        anchors = self.anchor_generator(ImageList(image, sizes), [m[:1, :1].to(logits.dtype) for m in maps])
+        anchors = [self.anchors([m.shape[-2:] for m in maps], logits)] * len(image)
         logits, boxes = logits.view(len(image), -1), self.box_coder.decode(shifts.detach(), anchors).view(len(image), -1, 4)
         return logits, shifts.view_as(boxes), anchors, self.filter_proposals(boxes, logits, sizes, levels)[0]
 

@@ -9,6 +9,8 @@ __all__ = ['CASCADE', 'cut_out', 'Stage', 'Regions', 'refined', 'sample_regions'
            'region_losses', 'surest', 'objects_in', 'paste']
 
 # %% ../../nbs/dense/87_regions.ipynb #5c34435b
+import math
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -17,6 +19,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
+from ..rle import RLEMasks, encode_window
 from .federated import asked_classes, class_losses
 from .proposals import lift, pick
 from .vitdet import _norm
@@ -185,14 +188,18 @@ def box_losses(
     return _per_image(class_losses(logits, every, asked), counts), _per_image(off, [int(m.sum()) for m in there]), logits.new_tensor(counts)
 
 # %% ../../nbs/dense/87_regions.ipynb #5a13f62f
+def _drawn(shown, match, outlined):  # (R,) bool, regions with an object; (R,) which; (k,) bool or None -> (R,) bool, those whose object has an outline
+    if outlined is None or not len(outlined): return shown
+    return shown & outlined.to(shown.device)[match]
+
 def mask_losses(
     stage,   # Regions
     maps,    # list of (B,C,h,w)
     known,   # for each image its (R,4) regions, (R,) classes and (R,) objects
-    targets, # for each image a dict with masks (k,H,W)
+    targets, # for each image a dict with masks (k,H,W), and perhaps outlined (k,) bool
 ):  # -> two (B,): sum of the loss, regions with an object
     "Loss of outlines, each image's share."
-    own = [(r[m], y[m], i[m]) for r, y, i in known for m in [y < stage.classes]]
+    own = [(r[m], y[m], i[m]) for (r, y, i), t in zip(known, targets) for m in [_drawn(y < stage.classes, i, t.get('outlined'))]]
     rois, kinds, match = zip(*own)
     few = [len(r) for r in rois]
     if stage.mask_head is None: return rois[0].new_zeros(len(few)), rois[0].new_tensor(few)
@@ -273,11 +280,13 @@ def paste(
     masks, # (k,m,m) logits within boxes
     boxes, # (k,4)
     size,  # height and width of the image
-):  # -> (k,H,W) bool
-    "Outlines in the image: each pixel asks at its middle."
-    (h, w), out = size, torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
-    for i, (m, (x0, y0, x1, y1)) in enumerate(zip(masks, boxes)):
-        x, y = (2 * (torch.arange(n, device=m.device) + 0.5 - a) / (b - a) - 1 for n, a, b in ((w, x0, x1), (h, y0, y1)))
-        at = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], -1)[None].to(m)
-        out[i] = F.grid_sample(m.sigmoid()[None, None], at, align_corners=False)[0, 0] >= 0.5
-    return out
+):  # -> RLEMasks (k,H,W)
+    "Outlines in the image: each pixel within its box asks at its middle."
+    runs = []
+    for m, box, corners in zip(masks, boxes, boxes.tolist()):
+        spans = [range(max(0, math.floor(a - 0.5)), min(n, math.ceil(b + 0.5))) for n, a, b in zip(size[::-1], corners, corners[2:])]
+        x, y = (2 * (torch.arange(s.start, s.stop, device=m.device) + 0.5 - a) / (b - a) - 1 for s, a, b in zip(spans, box, box[2:]))
+        at = torch.stack([x.expand(len(y), len(x)), y[:, None].expand(len(y), len(x))], -1)[None].to(m)
+        drawn = F.grid_sample(m.sigmoid()[None, None], at, align_corners=False)[0, 0] >= 0.5
+        runs.append(encode_window(drawn.cpu().numpy(), spans[1].start, spans[0].start, size))
+    return RLEMasks(runs, size)

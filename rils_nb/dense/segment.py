@@ -16,7 +16,7 @@ import torchvision.transforms.v2.functional as TF
 from fastcore.basics import patch
 from timm.layers import resample_abs_pos_embed
 from torch import nn
-from ..config import parse_opts
+from ..config import check_range, parse_opts, _at_least_0, _below_1, _positive, _share
 from ..core import UserError, key, noise
 from ..evals.semantic_segmentation import predicted_maps
 from ..features import subset
@@ -26,7 +26,7 @@ from ..losses import global_mean
 from ..methods import METHODS, options
 from ..model import SIZES, ImageEncoder
 from ..pictures import picture
-from ..samples import BadSample
+from ..samples import MAX_PIXELS, BadSample
 from ..transfer.finetune import drop_paths, layer_rates, toss
 from ..transfer.labelled import Labelled
 from ..viz import show_segmentation
@@ -133,8 +133,12 @@ class Segment(Labelled):
         **more,
     ):
         super().__init__(config, **more)
-        if not all(0 <= v < 1 for v in (dropout, drop_path)) or layer_decay <= 0 or aux_weight < 0 or not 0 < smallest <= largest:
-            raise UserError('dropout and drop_path are at least 0 and below 1, layer_decay above 0, aux_weight 0 or more, and 0 < smallest <= largest')
+        check_range(_below_1, dropout=dropout, drop_path=drop_path)
+        check_range(_positive, layer_decay=layer_decay, smallest=smallest, most=most, aux_channels=aux_channels)
+        check_range(_at_least_0, aux_weight=aux_weight, channels=channels)
+        check_range(_share, distorted=distorted)
+        if smallest > largest: raise UserError(f'smallest is at most largest, given smallest={smallest} and largest={largest}')
+        if (2 * largest * self.image_size)**2 > MAX_PIXELS: raise UserError(f'largest={largest} makes images of up to {largest * self.image_size:.0f} x {4 * largest * self.image_size:.0f} pixels, and {MAX_PIXELS:,} are allowed')
         if self.image_size < 2 * self.patch_size: raise UserError(f'UperNet needs two patches along a side: raise --image_size to {2 * self.patch_size}')
         trunk, width = self.visual.trunk, self.visual.width
         self.visual.complete()

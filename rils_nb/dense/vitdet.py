@@ -43,10 +43,11 @@ class GridBlock(Block):
 def attend_in_windows(
     trunk,   # timm's ViT, changed
     window,  # side of a window in patches; 0: all blocks attend to everything
-    whole=4, # blocks that attend to everything, the last of each part
+    whole=4, # blocks that attend to everything, the last of each part; 0: none
 ):
     "Give blocks their windows; raises `UserError` for an encoder of other blocks."
-    every = max(1, len(trunk.blocks) // whole)
+    if min(window, whole) < 0: raise UserError(f'window and whole are 0 or more, given window={window} and whole={whole}')
+    every = max(1, len(trunk.blocks) // whole) if whole else len(trunk.blocks) + 1
     for i, block in enumerate(trunk.blocks):
         if not isinstance(block, Block): raise UserError(f'windows need the blocks of a plain ViT, given a {type(block).__name__}')
         block.__class__, block.window = GridBlock, 0 if (i + 1) % every == 0 else window

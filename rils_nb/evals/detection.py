@@ -13,9 +13,9 @@ from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import hotcoco
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from ..rle import encode_masks
 from ..core import UserError, progress_bar
 from .classification import strangers, translate
 from ..features import subset
@@ -26,20 +26,21 @@ from ..samples import BadSample
 
 # %% ../../nbs/evals/39_detection.ipynb #b4412401
 def as_coco(
-    objects, # dict of boxes (k,4), labels (k,), perhaps masks (k,H,W) bool, crowd (k,), area (k,), scores (k,)
+    objects, # dict of boxes (k,4), labels (k,), perhaps masks (k,H,W) bool or RLEMasks, outlined (k,), crowd (k,), area (k,), scores (k,)
     i,       # number of the image
 ):  # -> list of dicts
     "Objects of an image as COCO's annotations, or as its results."
     boxes = objects['boxes'].double()
     sides = boxes[:, 2:] - boxes[:, :2]
-    masks = objects.get('masks')
-    area = objects.get('area', sides.prod(1) if masks is None else masks.flatten(1).sum(1))
+    masks = None if 'masks' not in objects else encode_masks(objects['masks'])
+    area = objects.get('area', sides.prod(1) if masks is None else masks.area())
     crowd = objects.get('crowd', torch.zeros(len(boxes)))
     columns = dict(category_id=objects['labels'] + 1, bbox=torch.cat([boxes[:, :2], sides], 1), area=area, iscrowd=crowd.long())
     if 'scores' in objects: columns['score'] = objects['scores'].double()
     rows = [dict(image_id=i + 1) | {k: v.tolist() for k, v in zip(columns, row)} for row in zip(*columns.values())]
     if masks is None or not rows: return rows
-    return [r | dict(segmentation=rle) for r, rle in zip(rows, hotcoco.mask.encode(np.asfortranarray(masks.permute(1, 2, 0).numpy())))]
+    drawn = objects.get('outlined', torch.ones(len(rows))).tolist()
+    return [r | (dict(segmentation=rle) if d else dict(segmentation=hotcoco.mask.frPyObjects([r['bbox']], *masks.size)[0], outlined=False)) for r, rle, d in zip(rows, masks.runs, drawn)]
 
 FIGURES = dict(AP='ap', AP50='ap50', AP75='ap75', APs='ap_small', APm='ap_medium', APl='ap_large', APr='ap_rare', APc='ap_common', APf='ap_frequent')
 
@@ -53,6 +54,7 @@ def average_precision(
 ):  # -> dict: ap, ap50, ap75, those of sizes that occur, and of rare, common and frequent classes
     "COCO's average precision, or LVIS's."
     if kind == 'segm': found = [{k: v for k, v in f.items() if k != 'bbox'} for f in found]  # with a box beside, its area would say what is small
+    if kind == 'segm': truth = [t if t.get('outlined', True) else t | dict(iscrowd=1) for t in truth]
     numbered, categories = [t | dict(id=i + 1) for i, t in enumerate(truth)], [dict(id=i + 1, name=n) for i, n in enumerate(names)]
     for c in categories: c |= {'frequency': f for f in [(often or {}).get(c['name'])] if f in ('r', 'c', 'f')}
     truth = hotcoco.COCO(dict(images=images, annotations=numbered, categories=categories))

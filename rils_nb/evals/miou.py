@@ -22,13 +22,16 @@ def confusion(
     "Count pixels by their true and their predicted class; raises `UserError` for maps that do not fit each other or the classes."
     if predicted.shape != truth.shape:
         raise UserError(f'the predicted map is of {"x".join(map(str, predicted.shape))} pixels, the true one of {"x".join(map(str, truth.shape))}')
-    keep = ~torch.isin(truth, torch.tensor(list(ignored), dtype=truth.dtype, device=truth.device))
-    t, p = truth[keep].long(), predicted[keep].long()
-    for what, found in (('label', t), ('predicted', p)):
-        if found.numel() and not 0 <= found.min() <= found.max() < n:
-            beyond = found[(found < 0) | (found >= n)][0].item()
-            raise UserError(f'the {what} map holds the class {beyond}, and there are {n} classes, 0 to {n - 1} (ignored: {", ".join(map(str, ignored)) or "none"})')
-    return (t * n + p).bincount(minlength=n * n).view(n, n)
+    counts = torch.zeros(n, n, dtype=torch.long, device=truth.device)
+    for part, of in zip(truth.flatten().split(2**22), predicted.flatten().split(2**22)):           # a photograph of 12 megapixels would take half a gigabyte
+        keep = ~torch.isin(part, torch.tensor(list(ignored), dtype=part.dtype, device=part.device))
+        t, p = part[keep].long(), of[keep].long()
+        for what, found in (('label', t), ('predicted', p)):
+            if found.numel() and not 0 <= found.min() <= found.max() < n:
+                beyond = found[(found < 0) | (found >= n)][0].item()
+                raise UserError(f'the {what} map holds the class {beyond}, and there are {n} classes, 0 to {n - 1} (ignored: {", ".join(map(str, ignored)) or "none"})')
+        counts += (t * n + p).bincount(minlength=n * n).view(n, n)
+    return counts
 
 # %% ../../nbs/evals/36_miou.ipynb #402ac36b
 def ious(counts):  # (n,n) as `confusion` gives them -> (n,) float64, NaN for a class that is nowhere

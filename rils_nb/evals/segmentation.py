@@ -6,12 +6,13 @@ Docs: https://rils-nb.github.io/rils_nb/evals/segmentation.html.md"""
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'TAU', 'in_words', 'grounded', 'prompts_of', 'SceneColours', 'resized', 'starts', 'with_background',
-           'Segmenter', 'scores', 'winners', 'label_maps', 'count_maps', 'asked', 'segmentation_picture',
+           'Segmenter', 'scores', 'winners', 'label_maps', 'portions', 'count_maps', 'asked', 'segmentation_picture',
            'zeroshot_segmentation']
 
 # %% ../../nbs/evals/37_segmentation.ipynb #fee89d8d
 import math
 from functools import singledispatch
+from itertools import islice
 
 import open_clip
 import torch
@@ -28,6 +29,7 @@ from ..viz import save_figure, show_segmentation
 from ..pictures import shows_much
 from ..harness import task
 from ..labels import prompt_names
+from ..loader import annotation_of
 from .zeroshot import classifier, read_names, read_templates
 from .scenes import WORDINGS
 from ..datasets import key, listed, prompts
@@ -164,15 +166,14 @@ def scores(
 def winners(
     scores,  # (C,h,w)
     size,    # H and W
-    part=8,  # classes that are enlarged at a time
 ):  # -> (H,W) int64
     "The class with the highest score at each pixel of a map of another size; of equals, the first."
-    best, label = scores.new_full(size, -torch.inf), torch.zeros(size, dtype=torch.long, device=scores.device)
-    for first, few in zip(range(0, len(scores), part), scores.split(part)):
-        top, k = (few if few.shape[1:] == size else F.interpolate(few[None], size, mode='bilinear')[0]).max(0)
-        label = torch.where(top > best, k + first, label)
-        best = torch.maximum(best, top)
-    return label
+    best, label = scores.new_full(size, -torch.inf), torch.zeros(size, dtype=torch.int32, device=scores.device)
+    for k, s in enumerate(scores):
+        if s.shape != tuple(size): s = F.interpolate(s[None, None], size, mode='bilinear')[0, 0]
+        label.masked_fill_(s > best, k)
+        torch.maximum(best, s, out=best)
+    return label.long()
 
 # %% ../../nbs/evals/37_segmentation.ipynb #5a4ff80d
 def _alike(views, n):  # images, scores of each pixel -> lists of numbers of images that have one size
@@ -202,13 +203,27 @@ def _looks(model, shifts):  # -> list of (end of the figures' names, local, shif
 
 def _ways(model, shifts): return [*_looks(model, shifts), ('_whole', None, 0)]
 
-def _readable(source, rows):  # -> list of (name, image, label map)
-    found = []
+def _readable(source, rows):  # -> iterator over (name, image, label map)
     for i in rows:
-        try: sample, truth = source.read(i), source.annotation(i).get('semantic')
+        try:
+            sample = source.read(i)
+            truth = annotation_of(source, i, sample['image']).get('semantic')
         except BadSample: continue
-        if truth is not None: found.append((sample.get('name', f'sample {i}'), sample['image'], truth))
-    return found
+        if truth is not None: yield sample.get('name', f'sample {i}'), sample['image'], truth
+
+def portions(
+    rows,        # iterator over tuples
+    pixels,      # function of a tuple
+    most=2**23,  # pixels of a list, where it has more than one tuple
+):  # -> iterator over lists
+    "What is read, a few at a time: as many as stay below a number of pixels."
+    kept, n = [], 0
+    for row in rows:
+        if kept and n + pixels(row) > most:
+            yield kept
+            kept, n = [], 0
+        kept, n = [*kept, row], n + pixels(row)
+    if kept: yield kept
 
 def _count(name, predicted, truth, n, ignored=(IGNORED,)):
     try: return confusion(predicted, truth, n, ignored)
@@ -225,12 +240,14 @@ def count_maps(
     "Compare predicted label maps with true ones, see `confusion`; processes share the work."
     n, first = len(source.semantic_names), int(grounded(source))
     def part(rows):
-        found, counts = _readable(source, rows), torch.zeros(len(ways), 2, n, n, dtype=torch.long)
-        for total, (_, local, shifts) in zip(counts, ways):
-            for (name, _, truth), (best, whole) in zip(found, label_maps(segmenter, [x for _, x, _ in found], local, shifts)):
-                total[0] += _count(name, best + first, truth, n, (IGNORED, 0) if first else (IGNORED,))
-                if whole is not None: total[1] += _count(name, whole, truth, n)
-        return counts, len(found)
+        counts, read = torch.zeros(len(ways), 2, n, n, dtype=torch.long), 0
+        for found in portions(_readable(source, rows), lambda row: row[1][0].numel()):
+            read += len(found)
+            for total, (_, local, shifts) in zip(counts, ways):
+                for (name, _, truth), (best, whole) in zip(found, label_maps(segmenter, [x for _, x, _ in found], local, shifts)):
+                    total[0] += _count(name, best.add_(first), truth, n, (IGNORED, 0) if first else (IGNORED,))
+                    if whole is not None: total[1] += _count(name, whole, truth, n)
+        return counts, read
     parts = [index[a:a + batch] for a in range(0, len(index), batch)]
     counts, read = zip(*progress_bar(in_turns(parts, part), total=len(parts), desc='label maps', delay=3, leave=False))
     return sum(counts), sum(read)
@@ -261,7 +278,7 @@ def segmentation_picture(
 ):  # -> figure
     "Images, their true label maps, those found in each way where objects are, and one that had to find the background too; what is not asked is white."
     liked, first = shows_much(source), int(grounded(source))
-    found = _readable(source, sorted(subset(len(source), 400), key=lambda i: not liked(i))[:4 * n])[:n]
+    found = list(islice(_readable(source, sorted(subset(len(source), 400), key=lambda i: not liked(i))[:4 * n]), n))
     if not found: raise UserError('no sample with a label map could be read: there is nothing to draw')
     images, truth = [x for _, x, _ in found], [t for *_, t in found]
     rows, wholes = dict(true=truth), []

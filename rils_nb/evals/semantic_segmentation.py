@@ -8,18 +8,18 @@ Docs: https://rils-nb.github.io/rils_nb/evals/semantic_segmentation.html.md"""
 __all__ = ['slide', 'resize_shorter', 'predicted_maps', 'over_maps', 'semantic_segmentation']
 
 # %% ../../nbs/evals/38_semantic_segmentation.ipynb #585ea01b
-from itertools import product
+from itertools import islice, product
 
 import torch
 import torchvision.transforms.v2.functional as TF
 from torch.utils.data import DataLoader, Dataset
 from ..core import UserError, progress_bar
 from .miou import confusion, map_figures
-from .segmentation import starts, winners
+from .segmentation import portions, starts, winners
 from ..features import device_of, evaluating, finite, subset
 from ..harness import NEEDS, task
 from ..libraries import name_of
-from ..loader import annotation_of, in_workers
+from ..loader import IGNORED, annotation_of, in_workers
 from ..processes import in_turns, own_turns
 from ..samples import BadSample
 
@@ -29,27 +29,39 @@ def slide(
     image,  # (B,3,H,W)
     window, # side, pixels
     stride, # from one window to the next
-):  # -> (B,C,H,W)
+    part=None, # rows and columns that are asked for, as two ranges; None: all
+):  # -> (B,C,h,w) of the part
     "Scores of images of any size, averaged over windows."
-    total, count = 0, image.new_zeros(image.shape[-2:], dtype=torch.float32)
-    for y, x in product(starts(image.shape[-2], window, stride), starts(image.shape[-1], window, stride)):
-        place = (slice(y, y + window), slice(x, x + window))
-        scores = f(image[(..., *place)])
-        if not torch.is_tensor(total): total = scores.new_zeros(*scores.shape[:2], *image.shape[-2:])
-        total[(..., *place)] += scores
+    part = part or tuple(map(range, image.shape[-2:]))
+    total, count = 0, image.new_zeros(*map(len, part), dtype=torch.float32)
+    for at in product(*(starts(n, window, stride) for n in image.shape[-2:])):
+        seen = [range(max(a, p.start), min(a + window, p.stop)) for a, p in zip(at, part)]
+        if not all(seen): continue
+        scores = f(image[(..., *(slice(a, a + window) for a in at))])
+        if not torch.is_tensor(total): total = scores.new_zeros(*scores.shape[:2], *count.shape)
+        place = tuple(slice(s.start - p.start, s.stop - p.start) for s, p in zip(seen, part))
+        total[(..., *place)] += scores[(..., *(slice(s.start - a, s.stop - a) for s, a in zip(seen, at)))]
         count[place] += 1
-    return total / count
+    return total.div_(count)
 
 # %% ../../nbs/evals/38_semantic_segmentation.ipynb #a44ef982
 def resize_shorter(
     image, # (...,H,W) uint8
     side,  # pixels; -1: as it is
 ):  # -> (...,h,w)
-    "An image whose shorter side is as long as asked for."
+    "An image whose shorter side is as long as asked for; one that is more than four times as long as wide stays smaller."
     h, w = image.shape[-2:]
-    if side < 0 or min(h, w) == side: return image
-    size = [max(1, round(v * side / min(h, w))) for v in (h, w)]
+    if side < 0 or min(h, w) == side and max(h, w) <= 4 * side: return image
+    factor = min(side / min(h, w), 4 * side / max(h, w))
+    size = [max(1, round(v * factor)) for v in (h, w)]
     return TF.resize(image, size, TF.InterpolationMode.BILINEAR, antialias=True)
+
+def _in_tiles(f, image, window, stride, side):  # (1,3,H,W) -> (1,H,W): the best class, square by square
+    out = torch.empty(1, *image.shape[-2:], dtype=torch.long)
+    for y, x in product(*(range(0, n, side) for n in image.shape[-2:])):
+        part = tuple(range(a, min(a + side, n)) for a, n in zip((y, x), image.shape[-2:]))
+        out[:, y:part[0].stop, x:part[1].stop] = slide(f, image, window, stride, part).argmax(1).cpu()
+    return out
 
 def predicted_maps(
     model,       # with `segment`
@@ -59,11 +71,15 @@ def predicted_maps(
     whole=False, # the image at once, in place of windows
 ):  # -> (B,H,W) int64, on the CPU
     "The class of each pixel, at the image's own size."
-    window = model.image_size
-    x = resize_shorter(image.to(device_of(model)), side or window)
-    with evaluating(model): scores = model.segment(x) if whole else slide(model.segment, x, window, stride or 2 * window // 3)
-    scores = finite(scores.float(), f'maps that `{name_of(model)}` gives')
-    return torch.stack([winners(s, image.shape[-2:]).cpu() for s in scores])
+    window, checked = model.image_size, lambda scores: finite(scores.float(), f'maps that `{name_of(model)}` gives')
+    x, size = resize_shorter(image.to(device_of(model)), side or window), image.shape[-2:]
+    stride, classes = stride or 2 * window // 3, len(_names(model) or range(256))
+    many = classes * x.shape[-1] * x.shape[-2]                                                             # scores of an image
+    with evaluating(model):
+        if many > 2**27 and x.shape[-2:] == size and not whole:
+            return torch.cat([_in_tiles(lambda v: checked(model.segment(v)), one, window, stride, max(window, int((2**26 / classes)**0.5))) for one in x.split(1)])
+        scores = (checked(model.segment(some) if whole else slide(model.segment, some, window, stride)) for some in x.split(max(1, 2**26 // many)))
+        return torch.stack([winners(s, size).cpu() for part in scores for s in part])
 
 # %% ../../nbs/evals/38_semantic_segmentation.ipynb #36ec1e3d
 class _Mapped(Dataset):  # (image, map) of samples; None for a damaged one
@@ -72,10 +88,11 @@ class _Mapped(Dataset):  # (image, map) of samples; None for a damaged one
     def __getitem__(self, k):
         try:
             image = self.source.read(self.index[k])['image']
-            return image, annotation_of(self.source, self.index[k], image)['semantic']
+            truth = annotation_of(self.source, self.index[k], image)['semantic']
+            return image, truth.byte() if len(self.source.semantic_names) <= IGNORED else truth     # an eighth of the memory
         except BadSample: return None
 
-def _as_they_are(rows): return rows
+def _as_it_is(row): return row
 
 def over_maps(
     predict, # function of (B,3,H,W) uint8 -> (B,H,W)
@@ -87,12 +104,15 @@ def over_maps(
     "Count what is predicted for the images of a source."
     index, classes = subset(len(source), n), len(source.semantic_names)
     parts = [range(len(index))[a:a + batch] for a in range(0, len(index), batch)]
-    read = iter(DataLoader(_Mapped(source, index), batch_sampler=own_turns(parts), collate_fn=_as_they_are, generator=torch.Generator(), **in_workers(workers)))
-    def count(_):
-        rows, by_size = [r for r in next(read) if r], {}
-        for image, truth in rows: by_size.setdefault(image.shape, []).append((image, truth))
-        tables = [confusion(predict(torch.stack(images)), torch.stack(truths), classes) for images, truths in (zip(*same) for same in by_size.values())]
-        return sum(tables, torch.zeros(classes, classes, dtype=torch.long)), len(rows)
+    read = iter(DataLoader(_Mapped(source, index), batch_size=None, sampler=[k for part in own_turns(parts) for k in part], collate_fn=_as_it_is, generator=torch.Generator(), **in_workers(workers)))
+    def count(part):
+        total, done = torch.zeros(classes, classes, dtype=torch.long), 0
+        for rows in portions((r for r in islice(read, len(part)) if r), lambda row: row[1].numel()):
+            by_size, done = {}, done + len(rows)
+            for image, truth in rows: by_size.setdefault(image.shape, []).append((image, truth))
+            for images, truths in (zip(*same) for same in by_size.values()):
+                for found, truth in zip(predict(torch.stack(images)), truths): total += confusion(found, truth, classes)
+        return total, done
     found = list(progress_bar(in_turns(parts, count), total=len(parts), desc='maps', delay=3, leave=False))
     done = sum(n for _, n in found)
     if not done: raise UserError(f'none of the {len(index)} samples of the evaluation could be read')
@@ -117,6 +137,8 @@ def semantic_segmentation(
     whole=False, # the image at once, in place of windows
 ):  # -> dict
     "mIoU of a model's own maps."
+    if side < -1: raise UserError(f'side is the shorter side of images in pixels, 0 for the model\'s own or -1 as it is, given {side}')
+    if not 0 <= stride <= model.image_size: raise UserError(f'stride is from 0 to the window\'s side of {model.image_size} pixels, else pixels are left out, given {stride}')
     names = _names(model) or source.semantic_names
     known = torch.tensor([source.semantic_names.index(c) for c in names])
     predict = lambda image: known[predicted_maps(model, image, side, stride, whole)]

@@ -39,7 +39,8 @@ class Standardise(nn.Module):
             n = len(x) * world()[1]
             mean = all_sum(x.sum(0)) / n
             var = all_sum((x - mean).square().sum(0)) / n
-            for kept, v in ((self.mean, mean), (self.var, var * n / max(1, n - 1))): kept.lerp_(v, self.momentum)
+            good = (mean + var).isfinite().all()                                    # else one NaN would be kept for ever
+            for kept, v in ((self.mean, mean), (self.var, var * n / max(1, n - 1))): kept.copy_(torch.where(good, kept.lerp(v, self.momentum), kept))
         return (x - mean) * (var + self.eps).rsqrt()
 
 # %% ../../nbs/transfer/73_linear.ipynb #ace12712
@@ -50,7 +51,7 @@ def numbers(text):  # '0.1:1' -> list of floats
     "Factors of the learning rate."
     try: found = [float(v) for v in text.split(':')]
     except ValueError: found = []
-    if not found or min(found) <= 0: raise UserError(f'rates are factors of --lr above 0 with colons between them, as 0.1:1:10; given `{text}`')
+    if not found or not all(0 < v < math.inf for v in found): raise UserError(f'rates are factors of --lr above 0 with colons between them, as 0.1:1:10; given `{text}`')
     return found
 
 # %% ../../nbs/transfer/73_linear.ipynb #37db180b
