@@ -25,10 +25,10 @@ def _folder(path, names, images):  # the split file, names of images, what the u
     beside = ['', *(f'{up}{p.name}' for up in ('', '../') for p in sorted((path.parent/up).iterdir()) if p.is_dir())]
     return next((f for f in beside if any((path.parent/f/n.replace('\\', '/')).is_file() for n in names)), '')  # backslashes: a file from Windows
 
-def _load(path):  # -> dict
+def _load(path, what):  # file, what it should be -> dict
     try: fields = parse_json(path.read_bytes())
-    except (ValueError, RecursionError) as e: raise UserError(f'`{path}` is not JSON ({e})')
-    if not isinstance(fields, dict): raise UserError(f'`{path}` is a {type(fields).__name__}, and no object with images')
+    except (ValueError, RecursionError) as e: raise UserError(f'`{path}` is no {what}: it is not JSON ({e})')
+    if not isinstance(fields, dict): raise UserError(f'`{path}` is no {what}: it is a {type(fields).__name__}, and no object with images')
     return fields
 
 class Karpathy(Manifest):
@@ -38,7 +38,7 @@ class Karpathy(Manifest):
         self.opts = dict(split='test', images='') | parse_opts(given, dict(split='', images=''))
         super().__init__(path)
     def _read(self):
-        fields = _load(self.path)
+        fields = _load(self.path, 'split file of Karpathy')
         try: rows = [(r['split'], os.path.join(r.get('filepath', ''), r['filename']), [s['raw'] for s in r['sentences']]) for r in fields['images']]
         except (KeyError, TypeError, AttributeError) as e: raise UserError(
             f'`{self.path}` is no split file of Karpathy, with images of a filename, a split and sentences ({type(e).__name__}: {e}): {describe_json(fields)}')
@@ -59,7 +59,7 @@ class CocoCaptions(Manifest):
         self.opts = dict(images='') | parse_opts(given, dict(images=''))
         super().__init__(path)
     def _read(self):
-        fields, texts = _load(self.path), {}
+        fields, texts = _load(self.path, 'file of captions in the format of COCO'), {}
         try:
             for a in fields['annotations']: texts.setdefault(str(a['image_id']), []).append(a['caption'])
             names = {str(im['id']): im['file_name'] for im in fields['images']}

@@ -229,7 +229,7 @@ def _shards(spec, **columns):  # with what is known of pixels and objects, where
 
 READERS['scenes'] = (lambda s: s == 'scenes', lambda s, **kw: _scenes('' if s == 'scenes' else s, **kw))
 READERS['shards'] = (_has_shards, _shards)
-READERS['manifest'] = (lambda s: Path(s).suffix.lower() in ('.csv', '.tsv', '.jsonl', '.ndjson') or s.lower().endswith('.json') and os.path.isfile(s), Manifest)
+READERS['manifest'] = (lambda s: Path(s).suffix.lower() in ('.csv', '.tsv', '.jsonl', '.ndjson') or s.lower().endswith(('.json', '.txt')) and os.path.isfile(s), Manifest)
 READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolders)
 READERS['folder'] = (os.path.isdir, Folder)
 

@@ -242,13 +242,13 @@ def find_list(text):  # str -> list, or None where the text is no list
     return list(value) if isinstance(value, (list, tuple)) else None
 
 # %% ../nbs/04_samples.ipynb #0e64c1f8
-def _pairs(pairs):  # of an object -> dict
+def _join_pairs(pairs):  # of an object -> dict
     fields = dict(pairs)
     if len(fields) == len(pairs): return fields
     values = {k: [v for other, v in pairs if other == k] for k in fields}
     return {k: v[0] if all(x == v[0] for x in v) else [x for y in v for x in (y if isinstance(y, list) else [y])] for k, v in values.items()}
 
-_decoder = json.JSONDecoder(object_pairs_hook=_pairs)
+_decoder = json.JSONDecoder(object_pairs_hook=_join_pairs)
 
 def parse_json(text):  # str or bytes -> what it says
     "Read JSON; a key that an object has twice gets the list of its values."

@@ -62,16 +62,17 @@ class Manifest(Source):
     def _read(self): return iter(self.file)  # dicts, one after another
 
 # %% ../nbs/05a_tables.ipynb #a35b8d06
-def _texts(row, keys):  # what the columns of captions hold -> list
+def _read_texts(row, keys):  # what the columns of captions hold -> list
     if len(keys) == 1 and isinstance(c := row.get(keys[0]), str): return [c] if c and not c.isspace() else []
     cells = map(row.get, keys)
     return [c for cell in cells for c in (cell if isinstance(cell, list) else [cell]) if c not in (None, '') and not (isinstance(c, str) and c.isspace())]  # but for what is empty
 
-def _label(row, key):  # -> name of a class or None, and why it is none
+def _read_label(row, key):  # -> name of a class or None, and what is wrong with it
     if key not in row: return None, ''
     try: return label_name(row[key]), ''
     except BadSample as e: return None, e.where
 
+# %% ../nbs/05a_tables.ipynb #c57b0e19
 @patch
 def _take_rows(self:Manifest):  # -> set of labels
     rows = self._read()
@@ -80,11 +81,11 @@ def _take_rows(self:Manifest):  # -> set of labels
     image_key, caption_keys, label_key = self._find_columns(head)
     further, self.rows, hashes, labels, odd = list(self.more.values()), _Rows(), array('q'), set(), []
     for n, r in enumerate(chain(head, rows), 1):
-        image, texts, (label, reason), more = r.get(image_key), _texts(r, caption_keys), _label(r, label_key), [r.get(k) for k in further]
+        image, texts, (label, reason), more = r.get(image_key), _read_texts(r, caption_keys), _read_label(r, label_key), [r.get(k) for k in further]
         if None in r: texts, label = f'pair: {self.path} row {n} has more cells than the header: a text with commas is "quoted"', None
         elif not isinstance(image, str) or not image.strip(): texts, label = f'pair: {self.path} row {n} names no image', None
-        elif self.captioned and label is None and not texts and label_key in r: texts = f'label: {self.path} row {n}: ' + (reason or f'no class, but `{r[label_key]}`')
-        elif (is_odd := _is_odd(image)) and len(odd) < 100: odd.append(image)
+        elif self.captioned and label is None and not texts and label_key in r: texts = f'label: {self.path} row {n}: {reason or f"no class, but `{r[label_key]}`"}'
+        elif (is_odd := _is_odd(image)) and len(odd) < 100 and _tidy_name(image, _TIDY) != image: odd.append(image)
         labels.add(label)
         self.rows.append([image, texts, label, *more])
         hashes.append(n if isinstance(texts, str) or not texts and label is None else self._hash(image) if is_odd else hash(image))
@@ -93,6 +94,7 @@ def _take_rows(self:Manifest):  # -> set of labels
     self._fold(hashes)
     return labels - {None}
 
+# %% ../nbs/05a_tables.ipynb #e8a4f602
 @patch
 def _find_columns(self:Manifest, head):
     of = lambda rows: dict.fromkeys(str(c) for r in rows for c in r if c is not None)
@@ -111,7 +113,7 @@ def _is_odd(name):  # may it be another name's way of writing?
 _TIDY = dict(blanks=('blanks around them are left out', str.strip), slashes=('backslashes are read as slashes', lambda p: p.replace('\\', '/')),
              number=('numbers behind them, as `#0`, are left out', lambda p: re.sub(r'#\d+$', '', p)))
 
-def _tidied(name, kinds):
+def _tidy_name(name, kinds):
     for k in kinds: name = _TIDY[k][1](name)
     return name
 
@@ -121,10 +123,10 @@ def find_tidy(
 ):  # -> tuple of kinds of tidying
     "How names must be tidied to be those of files: as little as possible."
     ways = [kinds for n in range(len(_TIDY) + 1) for kinds in combinations(_TIDY, n)]
-    return next((kinds for kinds in ways if any(os.path.isfile(os.path.join(root, _tidied(n, kinds))) for n in names)), ())
+    return next((kinds for kinds in ways if any(os.path.isfile(os.path.join(root, _tidy_name(n, kinds))) for n in names)), ())
 
 @patch
-def _place(self:Manifest, name): return self.path.parent/_tidied(name, self.tidy)
+def _place(self:Manifest, name): return self.path.parent/_tidy_name(name, self.tidy)
 
 @patch
 def _check_images(self:Manifest, images):  # where nothing can be found, say so at once
@@ -138,7 +140,7 @@ def _check_images(self:Manifest, images):  # where nothing can be found, say so 
 # %% ../nbs/05a_tables.ipynb #04fa6e8c
 @patch
 def _hash(self:Manifest, name):  # equal for all ways to write the place of an image
-    return hash(os.path.normpath(os.path.join(self.root, _tidied(name, _TIDY))).removeprefix(os.path.join(self.root, '')))
+    return hash(os.path.normpath(os.path.join(self.root, _tidy_name(name, _TIDY))).removeprefix(os.path.join(self.root, '')))
 
 @patch
 def _fold(self:Manifest, hashes):  # of each row
@@ -157,7 +159,7 @@ def _fold(self:Manifest, hashes):  # of each row
 
 @patch
 def _merge(self:Manifest, rows):  # whose hashes are equal -> a row for each image
-    merged, place = {}, lru_cache(lambda name: os.path.normpath(os.path.join(self.root, _tidied(name, self.tidy))))
+    merged, place = {}, lru_cache(lambda name: os.path.normpath(os.path.join(self.root, _tidy_name(name, self.tidy))))
     for image, texts, label, *more in rows:
         alone = isinstance(texts, str) or not texts and label is None
         row = merged.setdefault(len(merged) if alone else (place(image), *map(str, more)), [image, [], None, *more])
