@@ -78,7 +78,10 @@ def picture_size(path):  # -> (height, width) as it is seen, or None
     except Exception: return None                                               # what is wrong with it is said when it is read
     return size if size[0] * size[1] <= MAX_PIXELS else None
 
-def find_files(names, folder):  # of images, as the file says them -> the same, as they are found in the folder
+def find_files(
+    names,  # of images, as the file says them
+    folder, # Path
+):  # -> list of the same, as they are found in the folder
     "Paths as they are on this system; unchanged where no way leads to a file."
     there = lambda ways: any((folder/w).is_file() for w in ways[:100])
     if there(names): return names
