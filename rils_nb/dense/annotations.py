@@ -200,7 +200,7 @@ def read_object(
     if not wrong: placed, wrong, was_cut = place_box(box, *size)
     try: outline, at = read_outline(a.get('segmentation'), size, None if wrong else box, notes)
     except ValueError as e: broken = str(e)
-    if wrong and outline:
+    if wrong and outline and not (box and min(box[2:]) > 0 and wrong.endswith('outside of the image')):    # a box elsewhere contradicts the outline
         placed, still, was_cut = place_box([at[0], at[1], at[2] - at[0], at[3] - at[1]], *size)
         if not still: notes.add(f'{wrong}: box taken from the outline')
         wrong = still
