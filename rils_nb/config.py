@@ -96,11 +96,11 @@ RULES = dict(
 
 def check_range(
     rule,     # words, and function of a value: whether it holds
-    **values, # name -> value
+    **kwargs, # what is checked, by its name
 ):
     "Raise a `UserError` for a value that is out of range."
     words, holds = rule
-    for k, v in values.items():
+    for k, v in kwargs.items():
         if not holds(v): raise UserError(f'{k} {words}, given {v!r}')
 
 def check(config):

@@ -29,12 +29,18 @@ def read_run_lengths(text):  # COCO's letters, str or bytes -> (n,) int64
     for k in (1, 2): counts[k::2] = counts[k::2].cumsum()
     return counts
 
-def fills(counts, size):  # lengths of runs, height and width -> bool
+def fills(
+    counts, # lengths of runs
+    size,   # height and width of the image
+):  # -> bool
     "Whether runs cover an image exactly."
     return len(counts) > 0 and min(counts) >= 0 and sum(counts) == size[0] * size[1]
 
 # %% ../nbs/03a_rle.ipynb #8a63b157
-def nearest_places(n, m):  # pixels along a side, and along the new one -> (m,) int64
+def nearest_places(
+    n, # pixels along a side
+    m, # and along the new one
+):  # -> (m,) int64
     "Which pixel of a side stands at the middle of each pixel of the new one."
     return F.interpolate(torch.arange(n, dtype=torch.float32)[None, None, :, None], (m, 1), mode='nearest-exact')[0, 0, :, 0].long()
 

@@ -56,7 +56,7 @@ CASES = [
     ('rils-train --lr', 'expected one argument'),
     ('rils-train --lr fast', 'lr must be of type float, given `fast`'),
     ('rils-train --lr -0.1', 'lr must be above 0'),
-    ('rils-train --lr nan', 'lr must be above 0'),
+    ('rils-train --lr nan', 'lr must be finite'),
     ('rils-train --batch 12.5', 'batch must be of type int'),
     ('rils-train --mask_ratio 1.0', 'at least 0 and below 1'),
     ('rils-train --image_size 30', 'not a multiple of the patch side 8'),

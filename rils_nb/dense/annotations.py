@@ -56,11 +56,20 @@ def _in_image(box, h, w):  # x, y, width, height -> [x0,y0,x1,y1] within the ima
     if x1 - x0 <= 0 or y1 - y0 <= 0: return None, False
     return [x0, y0, x1, y1], max(x0 - x, y0 - y, x + bw - x1, y + bh - y1) > 1
 
-def is_tiny(x, y, w, h):  # of a box -> bool
+def is_tiny(
+    x, # of the box's corner
+    y, # the same
+    w, # its width
+    h, # its height
+):  # -> bool
     "Whether a box lies within a pixel, or has numbers as shares of the image have them."
     return max(w, h) < 1 or max(x, y, w, h) <= 1 and min(w, h) < 1
 
-def place_box(box, h, w):  # x, y, width, height -> [x0,y0,x1,y1] or None, what is wrong, whether it was cut
+def place_box(
+    box, # x, y, width, height
+    h,   # height of the image
+    w,   # width of the image
+):  # -> [x0,y0,x1,y1] or None, what is wrong, whether it was cut
     "A box within the image."
     placed, was_cut = _in_image(box, h, w)
     if placed is None: return None, 'of no area or outside of the image', False
@@ -169,7 +178,9 @@ def read_outline(
 # %% ../../nbs/dense/84a_annotations.ipynb #95206a01
 LOST = 'left out', 'box kept'  # what was done where something of the annotation is lost
 
-def is_damage(note): return note.rpartition(': ')[2] in LOST  # of the texts about an object: was something lost?
+def is_damage(note):  # one of the texts about an object -> bool
+    "Whether something of the object is lost."
+    return note.rpartition(': ')[2] in LOST
 
 def _find(label, v):  # dict: id -> class -> class or None, was the id read from another notation?
     try: found = label.get(v)
@@ -189,7 +200,7 @@ def read_object(
     if not wrong: placed, wrong, was_cut = place_box(box, *size)
     try: outline, at = read_outline(a.get('segmentation'), size, None if wrong else box, notes)
     except ValueError as e: broken = str(e)
-    if wrong and outline:
+    if wrong and outline and not (box and min(box[2:]) > 0 and wrong.endswith('outside of the image')):    # a box elsewhere contradicts the outline
         placed, still, was_cut = place_box([at[0], at[1], at[2] - at[0], at[3] - at[1]], *size)
         if not still: notes.add(f'{wrong}: box taken from the outline')
         wrong = still

@@ -41,8 +41,10 @@ def _load(path):  # -> the file's three lists
     said += ['results of a detector have no images'] * isinstance(data, list)
     raise UserError('; '.join([f'`{path}` is no file of COCO\'s format: it needs the lists images, annotations and categories', *said]))
 
+def _name(v): return ' '.join(str(v).split()) if isinstance(v, (str, int, float)) and not isinstance(v, bool) else ''
+
 def _categories(path, categories, used):  # the list; ids that annotations name -> names, dict: number of the file -> place in the names; what is left out
-    found = [(read_id(c.get('id')), ' '.join(str(c.get('name') or '').split()), c.get('supercategory')) if isinstance(c, dict) else (None, '', '') for c in categories]
+    found = [(read_id(c.get('id')), _name(c.get('name')), c.get('supercategory')) if isinstance(c, dict) else (None, '', '') for c in categories]
     if any(i is None or not n for i, n, _ in found): raise UserError(f'a category of `{path}` has no id or no name')
     above = Counter(s for _, _, s in found if isinstance(s, str))
     heads = {i: n for i, n, s in found if s in (None, '', 'none') and above[n] and i not in used}
@@ -80,7 +82,10 @@ def picture_size(path):  # -> (height, width) as it is seen, or None
     except Exception: return None                                               # what is wrong with it is said when it is read
     return size if size[0] * size[1] <= MAX_PIXELS else None
 
-def find_files(names, folder):  # of images, as the file says them -> the same, as they are found in the folder
+def find_files(
+    names,  # of images, as the file says them
+    folder, # Path
+):  # -> list of the same, as they are found in the folder
     "Paths as they are on this system; unchanged where no way leads to a file."
     there = lambda ways: any((folder/w).is_file() for w in ways[:100])
     if there(names): return names
@@ -173,6 +178,7 @@ def _placed(self:Coco, images):  # list of id, name, size or None, entry -> with
         if len(set(ways)) < len(ways): raise UserError(f'images of `{self.path}` in different folders have one name, and `{self._folder()}` has no folders: give the folder above with images=')
         notice(f'`{self.path}` names its images as `{names[0]}`: read as `{ways[0]}`')
     sizes = [size or picture_size(self._folder()/way) for way, (_, _, size, _) in zip(ways, images)]
+    if ways and not any(sizes): raise UserError(self._nowhere(ways))
     unsaid = sum(size is None for _, _, size, _ in images)
     if unsaid: notice(f'`{self.path}` tells no size of {unsaid} images: read from the pictures')
     self.bad += [('image', f'{self._folder()/way} (`{self.path}` tells no size, and it cannot be read)') for way, size in zip(ways, sizes) if size is None]
@@ -212,11 +218,13 @@ def _objects(self:Coco, name, annotations, size, corners):  # of an image -> lis
 
 # %% ../../nbs/dense/85_coco.ipynb #2a31ed08
 @patch
+def _nowhere(self:Coco, names): return f'the images of `{self.path}` are not in `{self._folder()}`, e.g. `{self._folder()/names[0]}`: say where with coco:{self.path},images=FOLDER'
+
+@patch
 def _check(self:Coco):  # say what is wrong, once
     if not len(self.rows): raise UserError(f'`{self.path}` has no images' + ' with objects' * (not self.opts['empty']) + (f' that can be used, e.g. {self.bad[0][1]}' if self.bad else ''))
-    first = [self._folder()/self.rows[i][0] for i in range(min(100, len(self.rows)))]
-    if not any(p.is_file() for p in first): raise UserError(
-        f'the images of `{self.path}` are not in `{self._folder()}`, e.g. `{first[0]}`: say where with coco:{self.path},images=FOLDER')
+    first = [self.rows[i][0] for i in range(min(100, len(self.rows)))]
+    if not any((self._folder()/p).is_file() for p in first): raise UserError(self._nowhere(first))
     if self.counted: notice(f'`{self.path}`: ' + ', '.join(f'{n} objects {what}' for what, n in self.counted.items()))
 
 # %% ../../nbs/dense/85_coco.ipynb #9495f5fc

@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/evals/segmentation.html.md"""
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'TAU', 'in_words', 'grounded', 'prompts_of', 'SceneColours', 'resized', 'starts', 'with_background',
-           'Segmenter', 'scores', 'winners', 'label_maps', 'portions', 'count_maps', 'asked', 'segmentation_picture',
+           'Segmenter', 'scores', 'winners', 'label_maps', 'count_maps', 'asked', 'segmentation_picture',
            'zeroshot_segmentation']
 
 # %% ../../nbs/evals/37_segmentation.ipynb #fee89d8d
@@ -33,7 +33,7 @@ from ..loader import annotation_of
 from .zeroshot import classifier, read_names, read_templates
 from .scenes import WORDINGS
 from ..datasets import key, listed, prompts
-from .miou import IGNORED, confusion, ious, map_figures
+from .miou import IGNORED, confusion, ious, map_figures, portions
 
 # %% ../../nbs/evals/37_segmentation.ipynb #407cacb6
 TEMPLATES = (*(t('{}') for t in open_clip.OPENAI_IMAGENET_TEMPLATES),
@@ -210,20 +210,6 @@ def _readable(source, rows):  # -> iterator over (name, image, label map)
             truth = annotation_of(source, i, sample['image']).get('semantic')
         except BadSample: continue
         if truth is not None: yield sample.get('name', f'sample {i}'), sample['image'], truth
-
-def portions(
-    rows,        # iterator over tuples
-    pixels,      # function of a tuple
-    most=2**23,  # pixels of a list, where it has more than one tuple
-):  # -> iterator over lists
-    "What is read, a few at a time: as many as stay below a number of pixels."
-    kept, n = [], 0
-    for row in rows:
-        if kept and n + pixels(row) > most:
-            yield kept
-            kept, n = [], 0
-        kept, n = [*kept, row], n + pixels(row)
-    if kept: yield kept
 
 def _count(name, predicted, truth, n, ignored=(IGNORED,)):
     try: return confusion(predicted, truth, n, ignored)

@@ -14,8 +14,8 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torch.utils.data import DataLoader, Dataset
 from ..core import UserError, progress_bar
-from .miou import confusion, map_figures
-from .segmentation import portions, starts, winners
+from .miou import confusion, map_figures, portions
+from .segmentation import starts, winners
 from ..features import device_of, evaluating, finite, subset
 from ..harness import NEEDS, task
 from ..libraries import name_of
