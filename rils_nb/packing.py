@@ -148,8 +148,11 @@ def pack(
 # %% ../nbs/41_packing.ipynb #74f1819d
 def _spread(values): return '{} / {:.0f} / {}'.format(min(values), np.median(values), max(values)) if values else '-'
 
-def _is_plain(image):  # (3,H,W) uint8 -> is it of one colour, nearly? A look at some 64 x 64 pixels is enough
-    return image[:, ::max(1, image.shape[1] // 64), ::max(1, image.shape[2] // 64)].float().flatten(1).std(1).max() < 5  # of 255
+def _is_plain(image):  # (3,H,W) uint8 -> is it nearly of one colour? A look at some hundred pixels is enough for most pictures, and one at some thousand for the others
+    for channels, n in ((image[1:2], 12), (image, 64)):
+        spread = channels[:, ::max(1, image.shape[1] // n), ::max(1, image.shape[2] // n)].numpy().std((1, 2)).max()
+        if spread >= 5: return False  # of 255
+    return True
 
 def _plain_figures(names, n):  # of such pictures, of so many
     return {'nearly of one colour': f'{len(names)} ({len(names) / n:.1%}), e.g. ' + ', '.join(names[:3])} if names else {}

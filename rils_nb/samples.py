@@ -146,7 +146,7 @@ def _decode(data):
     if image.format != 'JPEG' or image.mode not in ('RGB', 'L'): return decode_pil(image)
     return _upright(_jpeg(data, image).permute(2, 0, 1), _orientation(image) if 'exif' in image.info else 1)
 
-# %% ../nbs/04_samples.ipynb #67991f07
+# %% ../nbs/04_samples.ipynb #9f75f612
 def decode_image(
     data,  # bytes of an image file
 ):  # -> (3,H,W) uint8
@@ -169,8 +169,8 @@ def image_format(data):  # bytes of an image file that was decoded -> str
     "What Pillow calls its format; empty if it is none."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        for given in (data, strip_metadata(data)):
-            try: return _open_image(given).format
+        for given in (lambda: data, lambda: strip_metadata(data)):
+            try: return _open_image(given()).format
             except Exception: pass
     return ''
 

@@ -1011,3 +1011,173 @@ def _refuses(k, v, known):
 def test_26_23_windows_alone():
     small = 'classes=3,pyramid=2:1,width=32,convs=1,fc=64,anchor=4,proposals=50,window=2'
     assert [b.window for b in make(Config(method='detect', image_size=64, opts=f'{small},whole=0')).visual.trunk.blocks] == [2] * 4
+# What strangers' shards and pictures are, and what a source knows
+
+def _file(image, format='PNG', **kw):
+    import io
+    image.save(buffer := io.BytesIO(), format, **kw)
+    return buffer.getvalue()
+
+def _blocks(n=0, size=(48, 40)):  # a picture of coloured squares
+    return Image.fromarray(np.random.default_rng(n).integers(0, 256, (5, 6, 3), np.uint8)).resize(size, 0)
+
+def _tar(path, *members, mode='w', **kw):  # (name, bytes) or (name, kind of link, target)
+    import io, tarfile
+    with tarfile.open(path, mode, **kw) as t:
+        for name, *what in members:
+            info = what[0] if isinstance(what[0], tarfile.TarInfo) else tarfile.TarInfo(name)
+            if len(what) == 2 and isinstance(what[0], bytes) and isinstance(what[1], str): info.type, info.linkname, data = what[0], what[1], b''
+            else: info.size, data = len(what[-1]), what[-1]
+            t.addfile(info, io.BytesIO(data))
+    return str(path)
+
+def _all(source): return [source.read(i) for i in range(len(source))]
+
+def test_26_3_suffixes_of_images_that_can_be_decoded(tmp_path):
+    for i, (suffix, format) in enumerate(dict(tif='TIFF', tiff='TIFF', jfif='JPEG', jpe='JPEG', ppm='PPM', jp2='JPEG2000').items()):
+        (tmp_path/f'{i}.{suffix}').write_bytes(_file(_blocks(i), format))
+        (tmp_path/f'{i}.txt').write_text(f'picture {i}')
+    shard = _tar(tmp_path/'all.tar', *sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir()), ('6.heic', b'x'), ('6.txt', b'phone'))
+    for source, lost in ((open_source(f'folder:{tmp_path}'), 0), (open_source(shard), 1)):
+        assert sorted(s['captions'][0] for s in _all(source)) == [f'picture {i}' for i in range(6)] and [k for k, _ in source.bad] == ['image'] * lost
+    assert '6.heic (.heic images are not decoded' in source.bad[0][1]
+
+def test_26_5_sparse_members_are_not_read_raw(tmp_path):
+    import tarfile
+    bmp, info = _file(Image.new('RGB', (64, 64)), 'BMP'), tarfile.TarInfo('0.bmp')  # black: a header and zeros, of which `tar -S` stores the first block
+    info.size, info.type = 512, tarfile.GNUTYPE_SPARSE
+    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    for at, number in ((386, 0), (398, 512), (483, len(bmp))): head[at:at + 12] = b'%011o\0' % number  # from where, how much, size of the file
+    head[148:156] = b' ' * 8
+    head[148:156] = b'%06o\0 ' % sum(head)
+    rest = _tar(tmp_path/'rest.tar', ('0.txt', b'black'), ('1.png', _file(Image.effect_noise((200, 200), 50))), ('1.txt', b'noise'))
+    (tmp_path/'a.tar').write_bytes(head + bmp[:512] + Path(rest).read_bytes())
+    source = open_source(f'{tmp_path}/a.tar')
+    assert [(s['captions'], s['image'].float().mean().item() > 0) for s in _all(source)] == [(['noise'], True)] and any('0.bmp is stored without its zeros' in where for _, where in source.bad)
+
+def test_26_5_links_keep_their_samples(tmp_path):
+    import tarfile
+    png = _file(_blocks())
+    source = open_source(_tar(tmp_path/'a.tar', ('0.png', png), ('0.txt', b'same'), ('1.png', tarfile.LNKTYPE, '0.png'), ('1.txt', tarfile.LNKTYPE, '0.txt'), ('2.png', tarfile.SYMTYPE, './1.png'), ('2.txt', b'other')))
+    assert [(s['name'][-5:], s['captions']) for s in _all(source)] == [('0.png', ['same']), ('1.png', ['same']), ('2.png', ['other'])] and not source.bad
+    assert torch.equal(source.read(0)['image'], source.read(2)['image'])
+
+def test_26_5_suffixes_of_two_parts(tmp_path):
+    source = open_source(_tar(tmp_path/'a.tar', *((f'{i}.{s}', d) for i in range(3) for s, d in (('image.png', _file(_blocks(i))), ('caption.txt', b'%d' % i), ('mask.png', b'none')))))
+    assert [s['captions'] for s in _all(source)] == [['0'], ['1'], ['2']] and not source.bad
+
+@pytest.mark.parametrize('name', ['a.tar', 'a.tar.gz', 'a.tgz'])
+def test_26_5_a_compressed_shard_says_how_to_unpack_it(tmp_path, name):
+    path = _tar(tmp_path/name, ('0.png', _file(_blocks())), ('0.txt', b'x'), mode='w:gz')
+    with pytest.raises(UserError, match=f'is compressed by gzip.*: unpack it, gunzip -c {path} > '): open_source(path)
+
+def _decoded(data):
+    from rils_nb.samples import decode_image
+    return decode_image(data)
+
+def test_26_6_one_nan_costs_one_pixel():
+    x = np.random.default_rng(0).random((20, 20), np.float32)
+    whole = _decoded(_file(Image.fromarray(x), 'TIFF'))
+    for hole in (np.nan, np.inf, -np.inf):
+        x[3, 4] = hole
+        wrong = (_decoded(_file(Image.fromarray(x), 'TIFF')) != whole).any(0).nonzero().tolist()
+        assert wrong in ([], [[3, 4]]), len(wrong)
+
+def test_26_6_alpha_that_is_0_everywhere_hides_nothing():
+    empty = np.dstack([np.asarray(_blocks()), np.zeros((40, 48), np.uint8)])
+    for image in (Image.fromarray(empty), Image.fromarray(empty[..., 2:])):
+        assert torch.equal(_decoded(_file(image)), _decoded(_file(image.convert('RGB')))), _decoded(_file(image)).float().std()
+
+def test_26_6_12_bits_in_a_file_of_16():
+    x = np.random.default_rng(0).integers(0, 4096, (20, 20), np.uint16)
+    x[0, 0] = 4095
+    for format in ('PNG', 'TIFF'):
+        seen = _decoded(_file(Image.fromarray(x), format))[0].numpy()
+        assert np.abs(seen - x / 4095 * 255).max() <= 0.5, seen.max()
+
+@pytest.mark.parametrize('what', ['zTXt', 'iCCP', 'eXIf', 'tEXt'])
+def test_26_6_a_broken_note_loses_no_picture(what):
+    import zlib
+    png, large = _file(_blocks()), zlib.compress(bytes(2**21))
+    content = dict(zTXt=b'a\0\0' + large, iCCP=b'a\0\0' + large, eXIf=b'Exif\0\0nonsense', tEXt=b'a\0b')[what]
+    note = len(content).to_bytes(4, 'big') + what.encode() + content + (zlib.crc32(what.encode() + content) ^ (what == 'tEXt')).to_bytes(4, 'big')
+    assert torch.equal(_decoded(png[:33] + note + png[33:]), _decoded(png))
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_26_6_a_jpeg_without_its_end_marker_is_complete(mode):
+    from rils_nb.samples import BadSample
+    for kw in ({}, dict(progressive=True)):
+        jpeg = _file(_blocks().convert(mode), 'JPEG', **kw)
+        assert torch.equal(_decoded(jpeg[:-2]), _decoded(jpeg))
+        for cut in (3, 50, len(jpeg) - jpeg.rindex(b'\xff\xda')):
+            with pytest.raises(BadSample): _decoded(jpeg[:-cut])
+
+def test_26_6_check_counts_pictures_of_one_colour(tmp_path):
+    from rils_nb.packing import check
+    for i in range(6):
+        (_blocks(i) if i < 2 else Image.new('RGB', (48, 40), (i, 200, 200))).save(tmp_path/f'{i}.png')
+        (tmp_path/f'{i}.txt').write_text('x')
+    assert check(open_source(str(tmp_path)))[0].get('nearly of one colour') == '4 (66.7%), e.g. ' + ', '.join(f'{tmp_path}/{i}.png' for i in (2, 3, 4))
+
+def _lvis(folder, **more):  # eight images with a cat or a dog each, and what people looked for
+    folder.mkdir()
+    for i in range(8): _blocks(i).save(folder/f'{i}.png')
+    images = [dict(id=i, file_name=f'{i}.png', height=40, width=48, neg_category_ids=[1] * (i < 3), not_exhaustive_category_ids=[2] * (i == 5)) for i in range(8)]
+    objects = [dict(id=i + 1, image_id=i, category_id=1 + (i < 5), bbox=[4 + i, 5, 12, 20], area=240, iscrowd=0, segmentation=[[4 + i, 5, 16 + i, 5, 16 + i, 25, 4 + i, 25]]) for i in range(8)]
+    (folder/'all.json').write_text(json.dumps(dict(images=images, annotations=objects, categories=[dict(id=1, name='cat', frequency='r'), dict(id=2, name='dog', frequency='f')]) | more))
+    return f'coco:{folder}/all.json,images={folder}'
+
+class _Guesses(torch.nn.Module):
+    classes = ['dog', 'cat']
+    def detect(self, images):
+        return [dict(boxes=torch.tensor([[6., 5, 18, 25], [8, 5, 20, 25], [30, 8, 40, 20]]), labels=torch.tensor([0, 1, 1]), scores=x.float().mean((1, 2)) / 256) for x in images]
+
+def test_26_12_lvis_is_judged_alike_from_shards(tmp_path):
+    import rils_nb.evals.detection
+    coco = open_source(_lvis(tmp_path/'lvis'))
+    pack(coco, tmp_path/'packed', per_shard=3)
+    packed = open_source(f'{tmp_path}/packed-*.tar')
+    a, b = (harness.run_tasks(_Guesses(), Config(), s, 'detection') for s in (coco, packed))
+    assert a == b and a['detection/box_ap_rare'] >= 0 and packed.object_images == coco.object_images == [3, 5]
+
+def test_26_12_listed_keeps_boxes_and_names(tmp_path):
+    coco, spec = open_source(spec := _lvis(tmp_path/'lvis')), spec
+    (tmp_path/'list.txt').write_text('6.png\n1.png\n')
+    listed = open_source(f'listed:{tmp_path}/list.txt,{spec}')
+    assert listed.object_names == ['cat', 'dog'] and [listed.annotation(i)['boxes'].tolist() for i in (0, 1)] == [coco.annotation(i)['boxes'].tolist() for i in (1, 6)]
+    assert (listed.federated, listed.object_frequency, listed.searched(0)) == (True, ['r', 'f'], coco.searched(1))
+
+def test_26_12_what_a_source_knows_comes_through_every_wrapper_and_the_pack(tmp_path):
+    from rils_nb.readers import Source
+    import rils_nb.evals.low_shot, rils_nb.evals.suite
+    knowledge = [k for k, v in vars(Source).items() if k[0] != '_' and not callable(v) and not hasattr(v, '__get__')]
+    travels = {'classes', 'templates', 'semantic_names', 'object_names', 'object_frequency', 'object_images', 'federated'}
+    stays = dict(bad='what is damaged is left out of a pack', counted='so are objects with mistakes', examples='and where they were', columns='shards have no columns',
+                 row_count='nor rows', empty_folders='nor folders', beside='nor pictures beside them')
+    assert set(knowledge) <= travels | stays.keys(), f'say here how a pack carries {set(knowledge) - travels - stays.keys()}'
+    assert {'object_frequency', 'federated'} <= set(knowledge)
+    coco, scenes = open_source(_lvis(tmp_path/'lvis')), open_source('scenes:n=8')
+    for name, source in (('coco', coco), ('scenes', scenes)):
+        pack(source, tmp_path/name, shuffle=None)
+        packed, some = open_source(f'{tmp_path}/{name}-*.tar'), rils_nb.evals.low_shot.Some(source, [3, 1])
+        for k in [k for k in (*knowledge, 'object_images') if hasattr(source, k)]:
+            if k not in stays: assert getattr(packed, k) == getattr(source, k), k
+            if k not in ('bad', 'object_images'): assert getattr(some, k) == getattr(source, k), k
+        for i, j in ((0, 3), (1, 1)):
+            for k, v in source.annotation(j).items():
+                if torch.is_tensor(v): assert torch.equal(some.annotation(i)[k], v) and torch.equal(packed.annotation(j)[k], v), k
+    from rils_nb.sources import Wrapper
+    below = lambda c: [s for d in c.__subclasses__() for s in (d, *below(d))]
+    assert not [c for c in below(Source) if 'source' in c.__init__.__code__.co_varnames and not issubclass(c, Wrapper)]
+    for wrapper in (Wrapper, *below(Wrapper)):
+        w = object.__new__(wrapper)
+        w.source, w.index = coco, None
+        for k in knowledge: assert k in vars(wrapper) or getattr(w, k) == getattr(coco, k), (wrapper, k)  # it says what the source says, or something of its own
+
+def test_26_22_small_files_of_large_pictures_are_refused_by_their_head(monkeypatch):
+    from PIL import ImageFile
+    from rils_nb.samples import BadSample
+    files = [_file(Image.new('P', (10_000, 10_000)), bits=1), _file(Image.fromarray(np.full((8000, 8000), 4000, np.uint16)))]
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda self: pytest.fail(f'{self.size} pixels of {self.mode} are decoded'))
+    for data in files:
+        with pytest.raises(BadSample, match='bomb: (10000x10000|8000x8000) pixels from'): _decoded(data)
