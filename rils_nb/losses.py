@@ -20,7 +20,7 @@ def exact(loss):  # a function of tensors
     "Compute a loss outside of autocast, in at least float32."
     @wraps(loss)
     def run(*args, **kwargs):
-        lift = lambda x: x.float() if torch.is_tensor(x) and x.dtype in (torch.bfloat16, torch.float16) else x
+        lift = lambda x: getattr(x, 'master', x).float() if torch.is_tensor(x) and x.dtype in (torch.bfloat16, torch.float16) else x
         with torch.autocast(args[0].device.type, enabled=False):
             return loss(*map(lift, args), **{k: lift(v) for k, v in kwargs.items()})
     return run

@@ -22,6 +22,7 @@ from ..model import ENCODERS, SIZES, ImageEncoder, Size, local_attention
 # %% ../../nbs/columns/92_encoder.ipynb #0d26b111
 class Columns(VisionTransformer):
     "timm's vision transformer with reversible columns in place of its blocks."
+    own_weights = True  # columns hand them to an autograd function themselves
     def __init__(self, ups=2, downs=2, level_blocks=(1, 1, 1, 1), read='last', **kwargs):
         super().__init__(depth=0, **kwargs)
         del self._modules['blocks']                                                             # the property below
