@@ -110,10 +110,20 @@ class EncoderBlock(Block):
         return (type(a) is Attention and a.fused_attn and a.gate is None and not a._forward_pre_hooks and not a._forward_hooks and 'forward' not in vars(a)
                 and all(map(_is_idle, (a.q_norm, a.k_norm, a.norm, a.attn_drop, a.proj_drop, self.ls1, self.ls2, self.drop_path1, self.drop_path2))))
 
-    def forward(self, x, **options):  # (B,T,D), timm's options of attention -> (B,T,D)
+    def attend(self, qkv):  # (B,T,3D) -> (B,T,D)
+        "What the heads give."
+        return F.scaled_dot_product_attention(*split_heads(qkv, self.attn.num_heads)).transpose(1, 2).flatten(2)
+
+    def forward(self,
+        x,          # (B,T,D) tokens, or (R,D) those of several batches
+        parts=None, # of several batches: B and T of each
+        **options,  # timm's, of attention
+    ):  # -> as x
         if options or not self.is_plain: return super().forward(x, **options)
-        q, k, v = split_heads(self.attn.qkv(self.norm1(x)), self.attn.num_heads)
-        return finish_block(x, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), self.attn.proj, self.norm2, self.mlp)
+        qkv = self.attn.qkv(self.norm1(x))
+        if parts is None: o = self.attend(qkv)
+        else: o = torch.cat([self.attend(t.unflatten(0, p)).flatten(0, 1) for t, p in zip(qkv.split([b * t for b, t in parts]), parts)])
+        return finish_block(x, o, self.attn.proj, self.norm2, self.mlp)
 
 # %% ../nbs/08b_blocks.ipynb #a3fa0db8
 class _Spread(torch.autograd.Function):

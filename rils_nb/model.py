@@ -25,7 +25,7 @@ from torch import nn
 from .core import Registry, UserError
 from .samples import unit_pixels
 from .masking import take
-from .weights import begin_pass
+from .weights import begin_pass, is_casting
 from .blocks import EncoderBlock, Stack, TextBlock, make_row
 
 # %% ../nbs/09_model.ipynb #33b228ae
@@ -220,6 +220,13 @@ def embed(self:ImageEncoder, x):  # (B,3,H,W) normalised -> (B,N,D)
     return self.trunk.patch_embed(x) + self.trunk.pos_embed[:, 1:]
 
 @patch
+def prepare(self:ImageEncoder, image):  # as for `normalise` -> (B,3,H,W)
+    "Normalised pixels in the precision in which patches are embedded."
+    x = self.normalise(image)
+    low = torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32
+    return x.to(torch.get_autocast_dtype(x.device.type)) if low else x
+
+@patch
 def patches(self:ImageEncoder, image):  # (B,3,H,W) uint8 -> (B,N,D)
     "Patch embeddings with their positions."
     return self.embed(self.normalise(image))
@@ -249,6 +256,18 @@ def encode(self:ImageEncoder,
     for block in blocks: x = self.run(block, x)
     if not local: return t.norm(self.run(last, x))
     with local_attention(last.attn): return t.norm(last(x))
+
+@patch
+def encode_both(self:ImageEncoder,
+    patches, # (B,N,D) from `patches`
+    visible, # (B,V) indices of visible patches
+):  # -> (B,1+N,D), (B,1+V,D)
+    "Features of all patches, and of the visible ones alone; under autocast in one pass."
+    if not is_casting() or not all(getattr(b, 'is_plain', False) for b in self.trunk.blocks): return self.encode(patches), self.encode(patches, visible)
+    both = self.tokens(patches), self.tokens(patches, visible)
+    x, parts = torch.cat([x.flatten(0, 1) for x in both]), [x.shape[:2] for x in both]
+    for block in self.trunk.blocks: x = self.run(block, x, parts)
+    return [f.unflatten(0, p) for f, p in zip(self.trunk.norm(x).split([b * t for b, t in parts]), parts)]
 
 # %% ../nbs/09_model.ipynb #631b9f02
 @patch

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 from ..core import UserError, key, noise
-from ..weights import begin_pass, recompute
+from ..weights import begin_pass, master, recompute
 from ..blocks import Stack, TextBlock, make_row
 from ..decoders import DECODERS
 from ..losses import exact, global_mean
@@ -139,20 +139,19 @@ def teacher_of(self:MaskCLIP, name):  # visual or quantizer -> module
 @patch
 def distil(self:MaskCLIP,
     image,   # (B,3,H,W) uint8
-    patches, # (B,N,D) its embedded patches
-    full,    # (B,1+N,D) the encoder's features of all of them
-    keys,    # (B,)
+    seen,    # (B,1+V,D) the encoder's features of the visible patches alone
+    full,    # (B,1+N,D) its features of all of them
+    mask,    # Mask
 ):  # -> (B,) losses, whose mean counts; (B,D) mean targets
     "What the decoder says of the hidden patches against what the teacher sees there."
-    if not self.features: return Pixels.pixels(self, image, patches, keys), full[:, 0].detach()
-    mask = self.mask(keys, image)
+    if not self.features: return Pixels.pixels(self, self.visual.normalise(image), seen, mask), full[:, 0].detach()
     with torch.no_grad():
         teacher = self.teacher_of('visual')
         if self.momentum: full = teacher.encode(teacher.patches(image))
         f = exact(F.normalize)(take(full[:, 1:], mask.hidden), dim=-1)              # (B,M,D)
-    g = self.decoder(self.visual.encode(patches, mask.visible), mask)               # (B,M,D)
+    g = self.decoder(seen, mask)                                                    # (B,M,D)
     if not self.quantizer: return feature_distance(g, f), f.mean(1)
-    c, c_target = self.quantizer.weight, self.teacher_of('quantizer').weight.detach()
+    c, c_target = master(self.quantizer.weight), master(self.teacher_of('quantizer').weight).detach()
     loss = lambda g, f: codeword_loss(g, f - self.centre, c, c_target, self.tau_pred, self.tau_target)
     total = in_chunks(loss, len(c), g.flatten(0, 1), f.flatten(0, 1))
     return (total / f[..., 0].numel()).expand(len(f)), f.mean(1)
@@ -182,11 +181,10 @@ def guess(self:MaskCLIP,
 @patch
 def towers(self:MaskCLIP, image, tokens, keys, words=None):  # -> (B,E), (B,E), (B,), (B,D) and, with mlm, (1,), (1,)
     "Both embeddings and what `distil` and `guess` give."
-    v = self.visual
-    x = v.patches(image)                                                            # (B,N,D)
-    full = v.encode(x)
+    v, mask = self.visual, self.mask(keys, image)
+    full, seen = v.encode_both(v.patches(image), mask.visible)
     z_i, z_t = v.project(v.pool(full)), self.text(tokens, words)
-    return z_i, z_t, *self.distil(image, x, full, keys), *(self.guess(tokens, keys, words) if self.mlm else ())
+    return z_i, z_t, *self.distil(image, seen, full, mask), *(self.guess(tokens, keys, words) if self.mlm else ())
 
 @patch
 def forward(self:MaskCLIP, batch):  # dict -> dict
