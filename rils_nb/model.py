@@ -220,13 +220,6 @@ def embed(self:ImageEncoder, x):  # (B,3,H,W) normalised -> (B,N,D)
     return self.trunk.patch_embed(x) + self.trunk.pos_embed[:, 1:]
 
 @patch
-def prepare(self:ImageEncoder, image):  # as for `normalise` -> (B,3,H,W)
-    "Normalised pixels in the precision in which patches are embedded."
-    x = self.normalise(image)
-    low = torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32
-    return x.to(torch.get_autocast_dtype(x.device.type)) if low else x
-
-@patch
 def patches(self:ImageEncoder, image):  # (B,3,H,W) uint8 -> (B,N,D)
     "Patch embeddings with their positions."
     return self.embed(self.normalise(image))
@@ -244,18 +237,25 @@ def tokens(self:ImageEncoder,
 
 # %% ../nbs/09_model.ipynb #a561640e
 @patch
+def run_blocks(self:ImageEncoder,
+    x,            # (B,T,D) from `tokens`
+    local=False,  # local features, see `local_attention`
+):  # -> (B,T,D)
+    "Features f of tokens, after the final norm (Eq. 1)."
+    begin_pass(self.trunk)
+    *blocks, last = self.trunk.blocks
+    for block in blocks: x = self.run(block, x)
+    if not local: return self.trunk.norm(self.run(last, x))
+    with local_attention(last.attn): return self.trunk.norm(last(x))
+
+@patch
 def encode(self:ImageEncoder,
     patches,      # (B,N,D) from `patches`
     visible=None, # (B,V) indices of visible patches; None: all
     local=False,  # local features, see `local_attention`
 ):  # -> (B,1+N,D) or (B,1+V,D), the class token first
-    "Features f of all patches, or of the visible ones, after the final norm (Eq. 1)."
-    begin_pass(self.trunk)
-    t, x = self.trunk, self.tokens(patches, visible)
-    *blocks, last = t.blocks
-    for block in blocks: x = self.run(block, x)
-    if not local: return t.norm(self.run(last, x))
-    with local_attention(last.attn): return t.norm(last(x))
+    "Features of all patches, or of the visible ones."
+    return self.run_blocks(self.tokens(patches, visible), local)
 
 @patch
 def encode_both(self:ImageEncoder,

@@ -14,12 +14,14 @@ from contextlib import nullcontext
 from fastcore.basics import patch
 from open_clip.transformer import QuickGELU
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 from .core import Registry, UserError
 from .processes import gather
 from .samples import tokenize
 from .masking import Mask, take
+from .weights import is_casting
 from .model import SIZES, TextEncoder, attention_to_patches, overheard
 from .decoders import DECODERS
 from .losses import contrastive, global_mean, language_kl, matched, normalise_pair, patchify, pixel_reconstruction, sigmoid_contrastive
@@ -206,11 +208,11 @@ class RILS(Joint):
 
 # %% ../nbs/13_rils.ipynb #ac15f0e0
 @patch
-def towers(self:RILS, image, tokens, keys, words=None, pixels=None):  # (B,3,H,W) uint8, (B,L), (B,), int, what is prepared of the image -> (B,E), (B,E), (B,K,D), (B,V), (B,M)
+def towers(self:RILS, image, tokens, keys, words=None, embedded=None):  # (B,3,H,W) uint8, (B,L), (B,), int, (B,1+N,D) what goes into the first block, if that is known -> (B,E), (B,E), (B,K,D), (B,V), (B,M)
     "Both embeddings, the features f of the patches that are asked for, without a gradient, and the mask."
     v, last = self.visual, self.visual.trunk.blocks[-1]
     with overheard(last.attn, self.look) if self.asks_scores else nullcontext() as looks, overheard(last) if self.local_targets else nullcontext() as entered:
-        x = v.encode(v.patches(image) if pixels is None else v.embed(pixels))       # (B,1+N,D)
+        x = v.run_blocks(v.tokens(v.patches(image)) if embedded is None else embedded)  # (B,1+N,D)
     mask = self.mask(keys, image, looks and looks[0])
     f = self.targets(image, x, entered)                                             # (B,N,D)
     z_i, z_t = v.project(v.pool(x)), self.text(tokens, words)
@@ -259,11 +261,12 @@ def target_theta(self:RILS, f):  # (...,D) -> (...,E), without a gradient
 @patch
 def forward(self:RILS, batch):  # dict -> dict
     "Contrastive loss and reconstruction in language space of a batch (Eq. 10)."
-    image, pixels = batch['image'], self.visual.prepare(batch['image']) if self.config.accum == 1 else None  # parts prepare their own
-    z_i, z_t, f, visible, hidden = self.in_parts(self.towers, image, batch['tokens'], batch['keys'], words=batch.get('words'), pixels=pixels)
+    image, v = batch['image'], self.visual
+    embedded = v.tokens(v.patches(image)) if self.config.accum == 1 else None                 # parts do that themselves
+    z_i, z_t, f, visible, hidden = self.in_parts(self.towers, image, batch['tokens'], batch['keys'], words=batch.get('words'), embedded=embedded)
     contra, hit = self.compare(z_i, z_t, batch)
     shown = torch.ones_like(hit) if self.every_image else hit
-    recon, agree = self.reconstruct(image, f, z_t, shown, Mask(visible, hidden), pixels)
+    recon, agree = self.reconstruct(image, f, z_t, shown, Mask(visible, hidden), embedded)
     return self.parts(self.both(contra, recon, batch), hit, contrastive=contra, reconstruction=recon, agreement=agree)
 
 @patch
@@ -283,12 +286,11 @@ def padded_size(
     return min(largest, max(least, step * max(1, -(-n // step))))
 
 @patch
-def rows_of(self:RILS, hit):  # (B,) bool -> (R,) indices of the images that pass a second time; (R,) bool on the CPU: all but those that fill up
-    "The images that are reconstructed, and the first one as often as something is missing: for each part one image, for compiled blocks one of eight sizes."
+def rows_of(self:RILS, hit):  # (B,) bool -> (R,) int64, int
+    "Which images pass a second time, and how many of them count: the first image fills up."
     rows, b = hit.nonzero()[:, 0], len(hit)
-    n, least = len(rows), min(self.config.accum, b)
-    size = padded_size(n, b, 8 if self.visual.compiled else b, least)
-    return rows if n == size else torch.cat([rows, rows.new_zeros(size - n)]), torch.arange(size) < n
+    size = padded_size(len(rows), b, 8 if self.visual.compiled else b, min(self.config.accum, b))
+    return (rows if len(rows) == size else torch.cat([rows, rows.new_zeros(size - len(rows))])), len(rows)
 
 @patch
 def reconstruct(self:RILS,
@@ -297,19 +299,22 @@ def reconstruct(self:RILS,
     z_t,   # (B,E) text embeddings of this process
     hit,   # (B,) bool, images that are reconstructed
     mask,  # Mask of the B images
-    pixels=None, # (B,3,H,W) what is prepared of the images; None: it is done here
+    embedded=None, # (B,1+N,D) what went into the first block; under autocast the second pass takes its tokens from there
 ):  # -> scalar, and the share of patches whose likeliest text is the target's
     "Reconstruction in language space (Eq. 7-9), averaged over all processes."
-    (rows, real), v, z = self.rows_of(hit), self.visual, getattr(self, 'prototypes', None)
+    (rows, n), v, z = self.rows_of(hit), self.visual, getattr(self, 'prototypes', None)
     mask = mask[rows]
     if z is None: z = gather(z_t if self.prototype_grad else z_t.detach())                    # (G,E)
-    def kl(rows, f, visible, hidden, real):  # of some of the images -> (1,2)
-        x = v.patches(image[rows]) if pixels is None else v.embed(pixels[rows])
-        g = self.decoder(v.encode(x, visible), Mask(visible, hidden), self.visible_patches)
-        g = v.project(torch.cat(g, 1) if self.visible_patches else g)                          # (b,K,E)
-        n, f = int(real.sum()), self.target_theta(f)
-        if n < len(g): g, f = g[:n], f[:n]                                                     # without what fills up
+    def encode(rows, visible):  # -> (b,1+V,D)
+        if embedded is None or not is_casting(): return v.encode(v.patches(image[rows]), visible)
+        return v.run_blocks(embedded[rows[:, None], F.pad(visible + 1, (1, 0))])               # the class token and the visible patches
+    def kl(rows, f, visible, hidden, counts=None):  # of some of the images -> (1,2)
+        g = self.decoder(encode(rows, visible), Mask(visible, hidden), self.visible_patches)
+        g, f = v.project(torch.cat(g, 1) if self.visible_patches else g), self.target_theta(f)  # (b,K,E)
+        k = n if counts is None else int(counts.sum())
+        if k < len(g): g, f = g[:k], f[:k]                                                     # without what fills up
         return torch.stack(language_kl(g.flatten(0, 1), f.flatten(0, 1), z, self.tau_pred, self.tau_target, agreement=True))[None],
-    found, = self.in_parts(kl, rows, f[rows], mask.visible, mask.hidden, real)
-    recon, agree = global_mean(found[0] if len(found) == 1 else found.sum(0), int(real.sum()) * f.shape[1]).unbind()
+    parts = [] if self.config.accum == 1 else [torch.arange(len(rows)) < n]                    # on the CPU, which need not wait for it
+    found, = self.in_parts(kl, rows, f[rows], mask.visible, mask.hidden, *parts)
+    recon, agree = global_mean(found[0] if len(found) == 1 else found.sum(0), n * f.shape[1]).unbind()
     return recon, agree.detach()

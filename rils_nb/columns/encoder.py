@@ -149,13 +149,11 @@ class ColumnsEncoder(ImageEncoder):
     @property
     def how(self): return dict(run=self.call, stored=not self.recompute)
 
-    def encode(self,
-        patches,      # (B,N,D) from `patches`
-        visible=None, # (B,V) indices of visible patches; None: all
+    def run_blocks(self,
+        x,            # (B,T,D) from `tokens`
         local=False,  # local features, see `local_attention`
-    ):  # -> (B,1+N,D) or (B,1+V,D), the class token first
-        "Features f of all patches, or of the visible ones, after the final norm (Eq. 1)."
-        x = self.tokens(patches, visible)
+    ):  # -> (B,T,D)
+        "Features f of tokens, after the final norm (Eq. 1)."
         if not local: return self.trunk.features(x, **self.how)
         with local_attention(self.trunk.blocks[-1].attn): return self.trunk.features(x, run=call)
 
