@@ -9,15 +9,16 @@
 
 Each contestant runs in a process of its own, as its users run it, and in turns: a round gives each one a process, three steps that do not count (the
 memory of a process grows during the first two) and `--steps` that do. Printed are medians over the rounds, and the median of the rounds' ratios to
-the first contestant. Captions have 12 to 20 tokens; open_clip and the checkouts compute all 77, as their training does. Contestants: `open_clip
+the first contestant. Captions have 12 to 20 tokens; open_clip and the checkouts compute all 77, as their training does, unless they are cut. Contestants: `open_clip
 clip`; our methods by name, each with the views that it asks for; `rils@0.5` with half of its images matched; `milan` with a timm ViT as its teacher; `NAME MODEL` from a checkout. Endings: `+compile`;
-`+settings`, which gives a contestant what our trainer sets for the process on CPUs (`processes.tune_cpu`), to see what that alone is worth. MFU is the
+`+cut`, open_clip's CLIP with captions that are as long as the batch's longest and not 77 tokens, to see what padding alone is worth; `+settings`, which
+gives a contestant what our trainer sets for the process on CPUs (`processes.tune_cpu`), to see what that alone is worth. MFU is the
 share of what one large matrix product reaches in the same process.
 """
-import argparse, contextlib, importlib, json, os, resource, statistics, subprocess, sys, time
+import argparse, contextlib, json, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
 
-NAMES = 'open_clip clip,open_clip clip+settings,clip,rils@0.1,rils@0.5,rils@0.5+compile,rils@1.0,mae,mae_clip'
+NAMES = 'open_clip clip,open_clip clip+settings,open_clip clip+cut+settings,clip,rils@0.1,rils@0.5,rils@0.5+compile,rils@1.0,mae,mae_clip'
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument('--batch', type=int, default=8, help='images in a step')
 parser.add_argument('--rounds', type=int, default=3, help='rounds of turns')
@@ -39,90 +40,30 @@ args = parser.parse_args()
 
 # One turn
 
-def ours(name):
-    "A method of this package; `rils@SHARE` with a given share of matched images."
-    import torch
-    from rils_nb.config import Config
-    from rils_nb.methods import make
-    from rils_nb.rils import RILS
-    from rils_nb.starts import find_teacher
-    class Given(RILS):
-        def compare(self, z_i, z_t, batch):
-            return super().compare(z_i, z_t, batch)[0], torch.arange(len(z_i), device=z_i.device) < round(float(share) * len(z_i))
-    method, at, share = name.removesuffix('+compile').partition('@')
-    opts = 'teacher=timm:vit_base_patch16_224,teacher_width=768' if method == 'milan' else ''
-    config = Config(method=method, opts=opts, size=args.size, image_size=224, batch=args.batch, compile=name.endswith('+compile'), accum=args.accum, checkpointing=args.checkpointing)
-    model = make(config)
-    with contextlib.redirect_stdout(sys.stderr): find_teacher(model, args.device)
-    if at: model.__class__ = Given
-    return model
-
-def more_views(model, batch):
-    "What a method asks for beyond image and caption, made from noise as the loader makes it."
-    import torch
-    from rils_nb.loader import loader
-    class Noise:
-        sizes = [args.batch]
-        def __len__(self): return args.batch
-        def read(self, i): return dict(image=torch.randint(256, (3, 256, 256), dtype=torch.uint8), captions=['noise'])
-    views = model.views if isinstance(model.views, dict) else dict.fromkeys(model.views)
-    made = next(iter(loader(model.config, Noise(), {k: v for k, v in views.items() if k not in batch})))
-    return {k: v for k, v in made.items() if k not in batch and torch.is_tensor(v)}
-
-def others(name, forward, model):
-    "A model and loss of somebody else on the same batch: pixels normalised on the device as ours are, captions padded to 77."
-    import torch
-    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-    class Other(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-            for n, v in (('mean', OPENAI_DATASET_MEAN), ('std', OPENAI_DATASET_STD)): self.register_buffer(n, torch.tensor(v).view(3, 1, 1))
-        def forward(self, batch):
-            image = (batch['image'].float() / 255 - self.mean) / self.std
-            return dict(loss=forward(self.model, image, torch.nn.functional.pad(batch['tokens'], (0, 77 - batch['tokens'].shape[1]))))
-        @torch.no_grad()
-        def after_step(self): self.model.logit_scale.clamp_(0, 4.6052)
-    other = Other()
-    if name.endswith('+compile'): other.model.compile()
-    return other
-
-def from_open_clip(name):
-    import open_clip
-    from open_clip.loss import ClipLoss
-    loss = ClipLoss()
-    return others(name, lambda m, image, tokens: loss(**m(image, tokens)), open_clip.create_model(args.size, output_dict=True))
-
-def from_checkout(name):
-    import numpy, timm.models.registry  # a name of older timm, which is still there but asks to be imported
-    repo, model = name.removesuffix('+compile').split(' ')
-    paths = dict(c.split('=', 1) for c in args.checkout)
-    if repo not in paths: sys.exit(f'error: `{name}` needs --checkout {repo}=PATH')
-    sys.path.insert(0, paths[repo])
-    numpy.float = float  # gone since numpy 1.24; the released code uses it
-    models = importlib.import_module('models')
-    loss = models.get_loss(model, 0.1, 1.)
-    return others(name, lambda m, image, tokens: loss(m(image, tokens))['loss'], getattr(models, model)())
+def contestant(name):
+    "A method or somebody else's model, on its device."
+    from contestants import from_checkout, from_open_clip, make_ours
+    if name.startswith('open_clip '):
+        import open_clip
+        return from_open_clip(name, open_clip.create_model(args.size, output_dict=True)).to(args.device)
+    if ' ' in name: return from_checkout(name, dict(c.split('=', 1) for c in args.checkout)).to(args.device)
+    return make_ours(name, args.device, size=args.size, image_size=224, batch=args.batch, accum=args.accum, checkpointing=args.checkpointing)
 
 def turn(name):
     "Seconds of each counted step, peak memory, FLOPs of a step, FLOPs a second of a large matrix product."
     import torch
     from rils_nb.config import Config
-    from rils_nb.core import key
     from rils_nb.processes import tune_cpu
     from rils_nb.optim import optimizer_of
     from torch.utils.flop_counter import FlopCounterMode
+    from contestants import make_batch, more_views
     foreign = ' ' in name
     if args.device == 'cpu' and (name.endswith('+settings') or not foreign): tune_cpu(args.precision == 'bf16')
     name = name.removesuffix('+settings')
     torch.manual_seed(0)
     torch.set_float32_matmul_precision('high')
-    lengths = torch.randint(12, 21, (args.batch,))
-    tokens = torch.randint(1, 49000, (args.batch, 20)) * (torch.arange(20) < lengths[:, None])
-    tokens[torch.arange(args.batch), lengths - 1] = 49407
-    batch = dict(image=torch.randint(256, (args.batch, 3, 224, 224), dtype=torch.uint8), tokens=tokens, keys=torch.tensor([key(0, 0, i) for i in range(args.batch)]))
-    model = (from_open_clip if name.startswith('open_clip ') else from_checkout if foreign else ours)(name).to(args.device).train()
-    batch = {k: v.to(args.device) for k, v in (batch | ({} if foreign else more_views(model, batch))).items()}
+    batch, model = make_batch(args.batch, 224), contestant(name).train()
+    batch = {k: v.to(args.device) if torch.is_tensor(v) else v for k, v in (batch | ({} if foreign else more_views(model, batch))).items()}
     optimizer = optimizer_of(model, Config(weight_decay=0.5))
     sync = torch.cuda.synchronize if args.device == 'cuda' else lambda: None
     autocast = lambda: torch.autocast(args.device, torch.bfloat16) if args.precision == 'bf16' else contextlib.nullcontext()

@@ -15,7 +15,8 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from .core import Registry, UserError
 from .masking import take
-from .model import Stack, init_like_mae, positions
+from .blocks import Stack, finish_block, split_heads
+from .model import init_like_mae, positions
 
 # %% ../nbs/10_decoders.ipynb #b72ed2c6
 class DecoderBlock(Block):
@@ -27,15 +28,17 @@ class DecoderBlock(Block):
         choice=None,  # (B,M) which of them each image puts behind its own
         prompts=None, # (B,P,D) keys and values that stand before all, as they are
     ):  # -> (B,m,D)
-        heads = lambda t: t.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2)    # (B,T,D) -> (B,heads,T,D/heads)
-        qkv = self.attn.qkv(self.norm1(x))
+        attn, qkv = self.attn, self.attn.qkv(self.norm1(x))
         if shared is not None:
-            pick = lambda table: F.embedding(choice, table[0])                          # (1,N,.) -> (B,M,.)
-            x, qkv = torch.cat([x, pick(shared)], 1), torch.cat([qkv, pick(self.attn.qkv(self.norm1(shared)))], 1)
-        q, k, v = map(heads, qkv.chunk(3, -1))
-        if prompts is not None: k, v = (torch.cat([heads(prompts.to(t.dtype)), t], 2) for t in (k, v))
-        x = x[:, -m:] + self.attn.proj(F.scaled_dot_product_attention(q[:, :, -m:], k, v).transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
+            pick = lambda table: F.embedding(choice, table.flatten(0, 1))               # (1,N,.) -> (B,M,.)
+            qkv = torch.cat([qkv, pick(attn.qkv(self.norm1(shared)))], 1)
+            x = pick(shared) if m == choice.shape[1] else torch.cat([x, pick(shared)], 1)
+        q, k, v = split_heads(qkv, attn.num_heads)
+        if prompts is not None:
+            own = lambda dtype: prompts.to(dtype).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B,heads,P,D/heads)
+            k, v = (torch.cat([own(t.dtype), t], 2) for t in (k, v))
+        if m: x, q = x[:, -m:], q[:, :, -m:]
+        return finish_block(x, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), attn.proj, self.norm2, self.mlp)
 
 # %% ../nbs/10_decoders.ipynb #eb9f107b
 DECODERS = Registry('decoder')

@@ -15,14 +15,15 @@ from fastcore.docments import docments
 from timm.models.vision_transformer import Block
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 import rils_nb.columns, rils_nb.dense, rils_nb.pretraining, rils_nb.transfer
 from .core import Registry, UserError
 from .config import parse_opts
 from .processes import local
 from .loader import as_batch, eval_view
 from .masking import MASKINGS, n_visible
-from .model import ENCODERS, SIZES, Stack, TextBlock
+from .weights import cast_weights, recompute
+from .blocks import Stack, TextBlock
+from .model import ENCODERS, SIZES
 
 # %% ../nbs/12_methods.ipynb #70a46c74
 class Method(nn.Module):
@@ -55,6 +56,9 @@ class Method(nn.Module):
         if self.asks_scores and self.reconstructs and self.scores is None:
             raise UserError(f'--masking {config.masking} asks how much each patch matters, and `{config.method}` does not say: use --masking random')
         self.visual = ENCODERS[size.encoder](size.timm, self.image_size, embed, size.pool, size.mean, size.std)
+
+    def __call__(self, *args, **kwargs):
+        with cast_weights(self): return super().__call__(*args, **kwargs)
 
     def mask(self, keys, image=None, scores=None):  # (B,) int64; (B,3,H,W), and what is known of its scores -> Mask
         "The masks of the images with these keys."
@@ -140,7 +144,7 @@ def in_parts(self:Method,
     "Apply `f` to `accum` slices of the batch, one after another; each is computed again in the backward pass, so only one is in memory."
     if self.config.accum == 1: return f(*tensors, **whole)
     slices = zip(*(t.tensor_split(min(self.config.accum, len(t))) for t in tensors))
-    return tuple(map(torch.cat, zip(*(checkpoint(f, *s, use_reentrant=False) for s in slices))))
+    return tuple(map(torch.cat, zip(*(recompute(f, *s) for s in slices))))
 
 # %% ../nbs/12_methods.ipynb #f85c4174
 METHODS = Registry('method')

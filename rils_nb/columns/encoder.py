@@ -22,6 +22,7 @@ from ..model import ENCODERS, SIZES, ImageEncoder, Size, local_attention
 # %% ../../nbs/columns/92_encoder.ipynb #0d26b111
 class Columns(VisionTransformer):
     "timm's vision transformer with reversible columns in place of its blocks."
+    own_weights = True  # columns hand them to an autograd function themselves
     def __init__(self, ups=2, downs=2, level_blocks=(1, 1, 1, 1), read='last', **kwargs):
         super().__init__(depth=0, **kwargs)
         del self._modules['blocks']                                                             # the property below
@@ -148,13 +149,11 @@ class ColumnsEncoder(ImageEncoder):
     @property
     def how(self): return dict(run=self.call, stored=not self.recompute)
 
-    def encode(self,
-        patches,      # (B,N,D) from `patches`
-        visible=None, # (B,V) indices of visible patches; None: all
+    def run_blocks(self,
+        x,            # (B,T,D) from `tokens`
         local=False,  # local features, see `local_attention`
-    ):  # -> (B,1+N,D) or (B,1+V,D), the class token first
-        "Features f of all patches, or of the visible ones, after the final norm (Eq. 1)."
-        x = self.tokens(patches, visible)
+    ):  # -> (B,T,D)
+        "Features f of tokens, after the final norm (Eq. 1)."
         if not local: return self.trunk.features(x, **self.how)
         with local_attention(self.trunk.blocks[-1].attn): return self.trunk.features(x, run=call)
 

@@ -98,7 +98,7 @@ def most_seen(
 @METHODS.register('aclip')
 class ACLIP(TwoViews, CLIP):
     "Attentive mask CLIP (Yang et al., ICCV 2023): two views, each reduced to what an average of the encoder looks at."
-    views = ('tokens',)
+    views, one_pairing = ('tokens',), False
     def __init__(self, config, *,
         keep=0.5,            # share of the patches that a view keeps
         block=2,             # side of the blocks that are kept or dropped, in patches

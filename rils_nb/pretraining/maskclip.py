@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from ..core import UserError, key, noise
+from ..weights import begin_pass, master, recompute
+from ..blocks import Stack, TextBlock, make_row
 from ..decoders import DECODERS
 from ..losses import exact, global_mean
 from ..masking import take
 from ..methods import METHODS, Momentum
-from ..model import SIZES, Stack, TextBlock, init_like_mae
+from ..model import SIZES, init_like_mae
 from .milan import feature_distance
 from ..processes import summed, world
 from ..rils import Joint, Pixels
@@ -47,7 +48,7 @@ def in_chunks(
     "Sum of `f` over chunks of rows; if there are several, each is computed again in the backward pass."
     n = max(1, 2**24 // width)
     if len(rows[0]) <= n: return f(*rows)
-    return sum(checkpoint(f, *r, use_reentrant=False) for r in zip(*(x.split(n) for x in rows)))
+    return sum(recompute(f, *r) for r in zip(*(x.split(n) for x in rows)))
 
 # %% ../../nbs/pretraining/62_maskclip.ipynb #8f3284a7
 def hidden_words(
@@ -65,20 +66,7 @@ def hidden_words(
 # %% ../../nbs/pretraining/62_maskclip.ipynb #ed1ed1ac
 class WordBlock(TextBlock):
     "The text encoder's block with attention both ways."
-    def forward(self,
-        x,         # (T,D) tokens
-        real,      # (T,) where they stand in the rectangle
-        b, n,      # captions B and length L of the rectangle
-        rows=None, # (K,) which tokens go on after attention; None: all
-    ):  # -> (T,D) or (K,D)
-        a = self.attn
-        lay = lambda t: t.new_zeros(b * n, *t.shape[1:]).index_copy(0, real, t)
-        qkv = lay(F.linear(self.ln_1(x), a.in_proj_weight, a.in_proj_bias)).view(b, n, 3, a.num_heads, -1)
-        seen = lay(torch.ones_like(real)).bool().view(b, 1, 1, n)
-        out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4), attn_mask=seen).transpose(1, 2).flatten(0, 1).flatten(1)[real]
-        if rows is not None: x, out = x[rows], out[rows]
-        x = x + a.out_proj(out)
-        return x + self.mlp(self.ln_2(x))
+    causal = False
 
 class WordDecoder(nn.Module, Stack):
     "Turns the text encoder's features into guesses of hidden words, which are compared with the embeddings of the vocabulary."
@@ -95,8 +83,8 @@ class WordDecoder(nn.Module, Stack):
         self.bias = nn.Parameter(torch.zeros(vocabulary))
         init_like_mae(self)
 
-    def forward(self, x, real, b, n, rows):  # as for `WordBlock` -> (K,D)
-        for block in self.blocks: x = self.run(block, x, real, b, n, rows if block is self.blocks[-1] else None)
+    def forward(self, x, row, rows):  # as for `TextBlock` -> (K,D)
+        for block in self.blocks: x = self.run(block, x, row, rows if block is self.blocks[-1] else None)
         return self.head(x)
 
 # %% ../../nbs/pretraining/62_maskclip.ipynb #3092f688
@@ -151,20 +139,19 @@ def teacher_of(self:MaskCLIP, name):  # visual or quantizer -> module
 @patch
 def distil(self:MaskCLIP,
     image,   # (B,3,H,W) uint8
-    patches, # (B,N,D) its embedded patches
-    full,    # (B,1+N,D) the encoder's features of all of them
-    keys,    # (B,)
+    seen,    # (B,1+V,D) the encoder's features of the visible patches alone
+    full,    # (B,1+N,D) its features of all of them
+    mask,    # Mask
 ):  # -> (B,) losses, whose mean counts; (B,D) mean targets
     "What the decoder says of the hidden patches against what the teacher sees there."
-    if not self.features: return Pixels.pixels(self, image, patches, keys), full[:, 0].detach()
-    mask = self.mask(keys, image)
+    if not self.features: return Pixels.pixels(self, self.visual.normalise(image), seen, mask), full[:, 0].detach()
     with torch.no_grad():
         teacher = self.teacher_of('visual')
         if self.momentum: full = teacher.encode(teacher.patches(image))
         f = exact(F.normalize)(take(full[:, 1:], mask.hidden), dim=-1)              # (B,M,D)
-    g = self.decoder(self.visual.encode(patches, mask.visible), mask)               # (B,M,D)
+    g = self.decoder(seen, mask)                                                    # (B,M,D)
     if not self.quantizer: return feature_distance(g, f), f.mean(1)
-    c, c_target = self.quantizer.weight, self.teacher_of('quantizer').weight.detach()
+    c, c_target = master(self.quantizer.weight), master(self.teacher_of('quantizer').weight).detach()
     loss = lambda g, f: codeword_loss(g, f - self.centre, c, c_target, self.tau_pred, self.tau_target)
     total = in_chunks(loss, len(c), g.flatten(0, 1), f.flatten(0, 1))
     return (total / f[..., 0].numel()).expand(len(f)), f.mean(1)
@@ -177,29 +164,27 @@ def guess(self:MaskCLIP,
     words=None, # how many tokens are real; where that is known, a GPU need not be waited for
 ):  # -> (1,) sum of the losses; (1,) hidden words
     "How well the hidden words are guessed."
-    t, d, shape, hidden = self.text, self.text_decoder, tokens.shape, hidden_words(tokens, keys, self.mlm_ratio)
-    real = (torch.arange(shape[1], device=tokens.device) <= tokens.argmax(1)[:, None]).flatten()
-    real = (real.nonzero() if words is None else real.nonzero_static(size=words))[:, 0]
-    row, gone = tokens.flatten()[real], hidden.flatten()[real]                       # (T,)
+    begin_pass(self.text)
+    t, d, hidden, row = self.text, self.text_decoder, hidden_words(tokens, keys, self.mlm_ratio), make_row(tokens, words)
+    real, gone = row.collect(tokens), row.collect(hidden)                            # (T,)
     at = gone.nonzero()[:, 0]                                                        # (K,) where the hidden words stand in the row
-    x = torch.where(gone[:, None], d.mask_token, t.token_embedding(row)) + F.embedding(real % shape[1], t.positional_embedding)
+    x = t.embed(torch.where(gone[:, None], d.mask_token, t.token_embedding(real)), row)
     *blocks, last = t.transformer.resblocks
-    for block in blocks: x = t.run(block, x, real, *shape)
-    x = t.ln_final(t.run(last, x, real, *shape, None if d.blocks else at))
-    x = d(x, real, *shape, at)                                                       # (K,D)
-    loss = exact(lambda logits, row: F.cross_entropy(logits, row, reduction='sum'))
-    total = in_chunks(lambda x, row: loss(F.linear(x, t.token_embedding.weight, d.bias), row), len(d.bias), x, row[at])
+    for block in blocks: x = t.run(block, x, row)
+    x = t.ln_final(t.run(last, x, row, None if d.blocks else at))
+    x = d(x, row, at)                                                                # (K,D)
+    loss = exact(lambda logits, words: F.cross_entropy(logits, words, reduction='sum'))
+    total = in_chunks(lambda x, words: loss(F.linear(x, t.token_embedding.weight, d.bias), words), len(d.bias), x, real[at])
     return total[None], hidden.sum()[None]
 
 # %% ../../nbs/pretraining/62_maskclip.ipynb #aa8bb278
 @patch
 def towers(self:MaskCLIP, image, tokens, keys, words=None):  # -> (B,E), (B,E), (B,), (B,D) and, with mlm, (1,), (1,)
     "Both embeddings and what `distil` and `guess` give."
-    v = self.visual
-    x = v.patches(image)                                                            # (B,N,D)
-    full = v.encode(x)
+    v, mask = self.visual, self.mask(keys, image)
+    full, seen = v.encode_both(v.patches(image), mask.visible)
     z_i, z_t = v.project(v.pool(full)), self.text(tokens, words)
-    return z_i, z_t, *self.distil(image, x, full, keys), *(self.guess(tokens, keys, words) if self.mlm else ())
+    return z_i, z_t, *self.distil(image, seen, full, mask), *(self.guess(tokens, keys, words) if self.mlm else ())
 
 @patch
 def forward(self:MaskCLIP, batch):  # dict -> dict

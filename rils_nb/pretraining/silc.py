@@ -100,6 +100,7 @@ def _require(holds, words):
 class SILC(CLIP):
     "CLIP and local-to-global self-distillation (Naeem et al.)."
     terms = ('views',)  # what is distilled: a head, a centre and a weight for each
+    one_pairing = False
     def __init__(self, config, *,
         global_views=2,       # views that are compared with the caption and that the teacher sees
         local_views=8,        # small views, for which the student is asked
