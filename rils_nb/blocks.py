@@ -149,7 +149,10 @@ class _Rows(torch.autograd.Function):
         at, = ctx.saved_tensors
         return grad.new_zeros(ctx.n, *grad.shape[1:]).index_copy_(0, at, grad), None
 
-def take_rows(x, at):  # (T,...), (K,) int64, all different -> (K,...)
+def take_rows(
+    x,  # (T,...)
+    at, # (K,) int64, all different
+):  # -> (K,...)
     "Some rows of a matrix."
     return x[at] if torch.compiler.is_compiling() else _Rows.apply(x, at)
 

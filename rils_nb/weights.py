@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 # %% ../nbs/08a_weights.ipynb #242d7628
-def castable_names(module):
+def castable_names(module):  # nn.Module -> tuple of str
     "Names of a module's own weights that autocast casts."
     if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)): return 'weight', 'bias'
     if isinstance(module, nn.MultiheadAttention): return 'in_proj_weight', 'in_proj_bias'
@@ -157,7 +157,7 @@ def is_casting():
     "Whether a forward pass has its copies."
     return _open.get() is not None and torch.is_grad_enabled()
 
-def begin_pass(module):
+def begin_pass(module):  # nn.Module
     "Say that a pass through a module begins, so that the gradients of two passes are added together."
     if is_casting(): _open.get().use_again(module)
 

@@ -57,7 +57,7 @@ def magic_and_garbage(rng):
 @KINDS.register()
 def page_for_a_picture(rng): return {'jpg': b'<html><body>404 not found</body></html>' * int(rng.integers(1, 50)), 'txt': b'a picture'}, 'image'
 @KINDS.register()
-def other_format(rng): return {'jpg': file_of(picture(), rng.choice(['EPS', 'PPM', 'TGA'])), 'txt': b'a picture'}, 'image'  # EPS is a program
+def other_format(rng): return {'jpg': file_of(picture(), rng.choice(['EPS', 'TGA', 'PCX'])), 'txt': b'a picture'}, 'image'  # EPS is a program
 @KINDS.register()
 def one_pixel(rng): return {'png': file_of(Image.new('RGB', (1, int(rng.integers(1, 9)))), 'PNG'), 'txt': b'a picture'}, 'tiny'
 
@@ -105,8 +105,13 @@ def palette(rng): return {'png': file_of(picture().convert('P', palette=Image.Pa
 @KINDS.register()
 def grey(rng): return {'jpg': file_of(picture().convert('L'), 'JPEG', quality=95), 'txt': b'a picture'}, lambda s: s['image'].shape == (3, 32, 48)
 @KINDS.register()
-def transparent(rng):
-    return {'png': file_of(Image.new('RGBA', (8, 8), (9, 9, 9, 0)), 'PNG'), 'txt': b'a picture'}, lambda s: bool((s['image'] == 255).all())
+def transparent(rng):  # white where one sees through it
+    image = Image.new('RGBA', (8, 8), (9, 9, 9, 0))
+    image.paste((9, 9, 9, 255), (0, 0, 4, 8))
+    return {'png': file_of(image, 'PNG'), 'txt': b'a picture'}, lambda s: bool((s['image'][..., :4] == 9).all() and (s['image'][..., 4:] == 255).all())
+@KINDS.register()
+def nothing_to_see(rng):  # an alpha that hides every pixel was written by mistake
+    return {'png': file_of(Image.new('RGBA', (8, 8), (9, 9, 9, 0)), 'PNG'), 'txt': b'a picture'}, lambda s: bool((s['image'] == 9).all())
 @KINDS.register()
 def progressive(rng): return {'jpg': file_of(picture(), 'JPEG', quality=95, progressive=True), 'txt': b'a picture'}, used()
 @KINDS.register()
@@ -132,8 +137,10 @@ def empty_caption(rng): return {'jpg': jpeg(), 'txt': rng.choice([b'', b' ', b'\
 def not_utf8(rng): return {'jpg': jpeg(), 'txt': b'a picture ' + bytes([int(rng.integers(0x80, 0xc0)), 0xff]) + noise(rng, 0, 50)}, 'caption'
 @KINDS.register()
 def json_of_no_use(rng):
-    return {'jpg': jpeg(), 'json': rng.choice([b'', b'{', b'[1, 2]', b'"a picture"', b'{"caption": null}', b'{"caption": 3.5}', b'{"caption": ""}', b'{"other": "x"}',
+    return {'jpg': jpeg(), 'json': rng.choice([b'', b'{', b'[1, 2]', b'3.5', b'{"caption": null}', b'{"caption": 3.5}', b'{"caption": ""}', b'{"other": "x"}',
                                                b'{"caption": "\\ud800"}', b'\xff\xfe{', b'[' * 100_000, b'{"caption": ["", null]}'])}, 'caption'
+@KINDS.register()
+def json_of_captions_alone(rng): return {'jpg': jpeg(), 'json': rng.choice([b'"a picture"', b'["a picture"]'])}, used()
 @KINDS.register()
 def with_nul(rng): return {'jpg': jpeg(), 'txt': b'a\0 picture\0'}, used()
 @KINDS.register()

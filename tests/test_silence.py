@@ -1,4 +1,4 @@
-"""What once went wrong without a word, as a user would meet it: each case is the script that showed it, and fails on commit c77e152."""
+"""What once went wrong without a word, as a user would meet it: each case is the script that showed it, and fails on commit c77e152, or on 262f60f for those that came later."""
 import json, math, os, pickle, re, shutil, signal, subprocess, sys, tempfile, threading, tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -322,7 +322,7 @@ def _shards(d, order):
     return f'{d}/s-*.tar'
 
 @pytest.mark.parametrize('write', [_table, _folder, _shards])
-def test_26_8_samples_that_changed_places_are_other_data(tmp_path, write):
+def test_samples_that_changed_places_are_other_data(tmp_path, write):
     config = replace(SMALL, method='mae', data=write(tmp_path, range(16)), out=str(tmp_path/'run'), steps=1)
     assert fit(config) == 0
     write(tmp_path, [5, *range(1, 5), 0, *range(6, 16)])
@@ -347,14 +347,14 @@ assert fit(config) == 0
 print(evaluate(load('run'), open_source('s-*.tar'), 'retrieval')['retrieval/n'], check(open_source('s-*.tar'))[0]['good'])
 '''
 
-def test_26_9_nothing_of_posix_is_needed(tmp_path):
+def test_nothing_of_posix_is_needed(tmp_path):
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', WITHOUT], cwd=tmp_path, capture_output=True, text=True, timeout=900,
                           env=os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get('PYTHONPATH', '')])))
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == '24 24', done.stderr[-2000:]
 
 # Shares of small numbers
 
-def test_26_13_a_grid_of_rates_is_chosen_on_something():
+def test_a_grid_of_rates_is_chosen_on_something():
     def held(seed):
         method = make(Config(method='linear', seed=seed, opts='classes=64,rates=0.1:1:10'))
         method.meet_data(Scenes(n=50))
@@ -362,20 +362,20 @@ def test_26_13_a_grid_of_rates_is_chosen_on_something():
     found = [held(seed) for seed in range(12)]
     assert min(n for n, _ in found) >= 1 and {best for _, best in found} == {1}         # and where all are equally right it is not the smallest rate
 
-def test_26_13_a_share_of_few_is_one():
+def test_a_share_of_few_is_one():
     from rils_nb.dense.proposals import pick
     from rils_nb.masking import semantic
     assert semantic(torch.tensor([7]), 16, 0.03, torch.ones(1, 16)).hidden.shape == (1, 1)
     assert len(pick(torch.ones(9), 1, 0.25, torch.tensor(7))[0]) == 1
 
-def test_26_13_a_warm_up_of_less_than_a_step_is_said(tmp_path, capsys):
+def test_a_warm_up_of_less_than_a_step_is_said(tmp_path, capsys):
     assert fit(replace(SMALL, method='mae', steps=1, warmup=0.04, out=str(tmp_path/'run'))) == 0
     assert '--warmup 0.04 of 1 steps is less than one' in capsys.readouterr().out
 
 # A first step that is skipped
 
 @pytest.mark.parametrize('name', ['adamw', 'sgd', 'lars'])
-def test_26_14_a_skipped_first_step_leaves_no_memory(name):
+def test_a_skipped_first_step_leaves_no_memory(name):
     from rils_nb.optim import OPTIMIZERS
     def weights(*found):
         p = torch.nn.Parameter(torch.ones(3, 3))
@@ -399,7 +399,7 @@ class _Slow:
         assert self.go.wait(60)
         return dict(image=torch.full((3, 8, 8), self.value, dtype=torch.uint8), captions=[f'of {self.value}'])
 
-def test_26_15_two_packs_of_one_name(tmp_path):
+def test_two_packs_of_one_name(tmp_path):
     one, two = _Slow(1), _Slow(2)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(pack, one, tmp_path/'s', 1)
@@ -412,13 +412,13 @@ def test_26_15_two_packs_of_one_name(tmp_path):
     packed = open_source(f'{tmp_path}/s-*.tar')
     assert [packed.read(i)['captions'] for i in range(4)] == [['of 1']] * 4
 
-def test_26_15_names_of_a_deleted_pack(tmp_path):
+def test_names_of_a_deleted_pack(tmp_path):
     for p in pack(Scenes(n=4), tmp_path/'s')[0]: p.unlink()
     source = _Slow(1)
     source.go.set()
     with pytest.raises(UserError, match='is left from an earlier pack'): pack(source, tmp_path/'s')
 
-def test_26_15_one_process_after_the_other(tmp_path, monkeypatch):
+def test_one_process_after_the_other(tmp_path, monkeypatch):
     "The first leaves between the moment in which the second opens the file and the moment in which it locks it; then a third one comes."
     import fcntl
     from rils_nb import core
@@ -437,7 +437,7 @@ def test_26_15_one_process_after_the_other(tmp_path, monkeypatch):
 
 # Whose files they are
 
-def test_26_19_files_follow_the_umask(tmp_path):
+def test_files_follow_the_umask(tmp_path):
     config = replace(SMALL, method='mae', steps=1)
     for umask, modes in ((0o027, {'0o640', '0o750'}), (0o077, {'0o600', '0o700'})):
         before = os.umask(umask)
@@ -446,7 +446,7 @@ def test_26_19_files_follow_the_umask(tmp_path):
         found = list((tmp_path/f'{umask:o}').rglob('*'))
         assert {oct(p.stat().st_mode & 0o777) for p in found} == modes, {p.name: oct(p.stat().st_mode) for p in found}
 
-def test_26_19_what_may_not_be_read_is_not_damaged():
+def test_what_may_not_be_read_is_not_damaged():
     with tempfile.TemporaryDirectory() as d:                                            # pytest's own folders are closed to others
         Path(d).chmod(0o755)
         config = replace(SMALL, method='mae', steps=1, out=f'{d}/run')
@@ -462,7 +462,7 @@ def test_26_19_what_may_not_be_read_is_not_damaged():
 
 # Going on
 
-def test_26_20_a_folder_of_the_user_stays(tmp_path):
+def test_a_folder_of_the_user_stays(tmp_path):
     config = replace(SMALL, method='mae', steps=2, keep=1, out=str(tmp_path/'run'))
     assert fit(config) == 0
     checkpoints = tmp_path/'run'/'checkpoints'
@@ -471,14 +471,14 @@ def test_26_20_a_folder_of_the_user_stays(tmp_path):
     assert fit(replace(config, steps=4, resume=True)) == 0
     assert sorted(p.name for p in checkpoints.iterdir()) == ['step-0000002-before-longer', 'step-0000004', 'step-9', 'step-best']
 
-def test_26_20_ten_million_steps_are_more_than_one(tmp_path):
+def test_ten_million_steps_are_more_than_one(tmp_path):
     config = replace(SMALL, method='mae', steps=1, out=str(tmp_path/'run'))
     assert fit(config) == 0
     checkpoints = tmp_path/'run'/'checkpoints'
     for name in ('step-9999999', 'step-10000000'): shutil.copytree(checkpoints/'step-0000001', checkpoints/name)
     assert newest(tmp_path/'run').name == 'step-10000000'
 
-def test_26_20_precision_stays_what_it_was(tmp_path, monkeypatch, capsys):
+def test_precision_stays_what_it_was(tmp_path, monkeypatch, capsys):
     config = replace(SMALL, method='mae', steps=1, precision='auto', out=str(tmp_path/'run'))
     monkeypatch.setattr('rils_nb.machine.has_bf16', lambda: False)
     assert fit(config) == 0
@@ -498,12 +498,12 @@ def clip_folder(folder, quick=False, weights=True):
     if weights: save_file({k: v.contiguous() for k, v in net.state_dict().items()}, folder/'open_clip_model.safetensors')
     return net
 
-def test_26_10_a_folder_without_weights_is_no_model(tmp_path):
+def test_a_folder_without_weights_is_no_model(tmp_path):
     from rils_nb.libraries import load_model
     clip_folder(tmp_path/'clip', weights=False)
     with pytest.raises(UserError, match='has no weights'): load_model(f'open_clip:local-dir:{tmp_path}/clip')
 
-def test_26_10_nor_is_a_hub_without_weights(tmp_path, monkeypatch):
+def test_nor_is_a_hub_without_weights(tmp_path, monkeypatch):
     from rils_nb.libraries import load_model
     clip_folder(tmp_path/'clip', weights=False)
     def fetch(model, filename=None, **kw):
@@ -512,7 +512,7 @@ def test_26_10_nor_is_a_hub_without_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip.factory, 'download_pretrained_from_hf', fetch)
     with pytest.raises(UserError, match='could not be opened.*404 Client Error'): load_model('open_clip:hf-hub:somebody/clip')
 
-def test_26_10_timm_leaves_no_layer_random(tmp_path):
+def test_timm_leaves_no_layer_random(tmp_path):
     from safetensors.torch import save_file
     from rils_nb.libraries import load_model
     config = dict(architecture='resnet10t', model_args=dict(num_classes=2), pretrained_cfg=dict(num_classes=3, classifier='fc', input_size=[3, 64, 64]))
@@ -520,7 +520,7 @@ def test_26_10_timm_leaves_no_layer_random(tmp_path):
     save_file({k: v for k, v in timm.create_model('resnet10t', num_classes=3).state_dict().items() if not k.startswith('layer4')}, tmp_path/'model.safetensors')
     with pytest.raises(UserError, match=r'no weights for \d+ of its tensors, e.g. `layer4'): load_model(f'timm:local-dir:{tmp_path}')
 
-def test_26_10_what_a_library_warns_of_is_said(tmp_path, capsys):
+def test_what_a_library_warns_of_is_said(tmp_path, capsys):
     import shutil
     from rils_nb.libraries import load_model
     clip_folder(tmp_path/'clip')
@@ -529,7 +529,7 @@ def test_26_10_what_a_library_warns_of_is_said(tmp_path, capsys):
     load_model(f'open_clip:local-dir:{tmp_path}/clip')
     assert "Multiple checkpoints found" in capsys.readouterr().err
 
-def test_26_11_weights_are_built_as_they_were_trained(monkeypatch):
+def test_weights_are_built_as_they_were_trained(monkeypatch):
     from rils_nb.libraries import open_open_clip
     def built(**kwargs): raise RuntimeError(f'quick_gelu {kwargs.get("quick_gelu", False)}.')
     monkeypatch.setattr(open_clip.factory, 'download_pretrained', lambda cfg, **kw: 'weights.safetensors')
@@ -541,7 +541,7 @@ def test_26_11_weights_are_built_as_they_were_trained(monkeypatch):
             if f'quick_gelu {open_clip.get_pretrained_cfg(base, tag).get("quick_gelu", False)}.' not in str(e): wrong.append(f'{base}/{tag}')
     assert not wrong, f'{len(wrong)} of {len(open_clip.list_pretrained())}: {wrong}'
 
-def test_26_11_the_results_say_the_activation(tmp_path, monkeypatch):
+def test_the_results_say_the_activation(tmp_path, monkeypatch):
     net = clip_folder(tmp_path/'clip', quick=True)
     (tmp_path/'tiny-silence.json').write_text(json.dumps(dict(json.loads((tmp_path/'clip'/'open_clip_config.json').read_text())['model_cfg'], quick_gelu=False)))
     open_clip.add_model_config(tmp_path/'tiny-silence.json')
@@ -552,7 +552,7 @@ def test_26_11_the_results_say_the_activation(tmp_path, monkeypatch):
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad(): assert harness.load_model('open_clip:tiny-silence/quick').net.encode_image(x).equal(net.encode_image(x))
 
-def test_26_18_a_config_opens_no_connection(tmp_path, monkeypatch):
+def test_a_config_opens_no_connection(tmp_path, monkeypatch):
     from rils_nb import libraries
     from rils_nb.runs import save
     fetched = []
@@ -568,7 +568,7 @@ def test_26_18_a_config_opens_no_connection(tmp_path, monkeypatch):
     harness.evaluate_command(asked | dict(teacher='open_clip:hf-hub:stranger/clip'), {})
     assert fetched == ['hf-hub:stranger/clip']
 
-def test_26_18_nor_does_a_folder_whose_config_names_a_hub(tmp_path, monkeypatch):
+def test_nor_does_a_folder_whose_config_names_a_hub(tmp_path, monkeypatch):
     from rils_nb.libraries import load_model
     clip_folder(tmp_path)
     config = json.loads((tmp_path/'open_clip_config.json').read_text())
@@ -582,7 +582,7 @@ def test_26_18_nor_does_a_folder_whose_config_names_a_hub(tmp_path, monkeypatch)
     with pytest.raises(UserError): load_model(f'open_clip:local-dir:{tmp_path}')
     assert asked == [True]                                                    # and it would not have been reached
 
-def test_26_18_a_name_moves_no_cursor(tmp_path, capsys):
+def test_a_name_moves_no_cursor(tmp_path, capsys):
     import io, tarfile
     from rils_nb.core import command, notice
     from rils_nb.packing import check_command
@@ -601,7 +601,7 @@ def test_26_18_a_name_moves_no_cursor(tmp_path, capsys):
     assert not set('\x1b\r\u202e') & set(out + err), repr(out + err)
     assert 'damaged: none' not in [line.strip() for line in (out + err).splitlines()]
 
-def test_26_21_a_detectors_encoder_is_not_measured_as_another_network(tmp_path):
+def test_a_detectors_encoder_is_not_measured_as_another_network(tmp_path):
     from rils_nb.exports import export
     from rils_nb.methods import completed
     from rils_nb.runs import save
@@ -612,7 +612,7 @@ def test_26_21_a_detectors_encoder_is_not_measured_as_another_network(tmp_path):
     with pytest.raises(UserError, match='windows of 2 patches and with relative positions'): load(tmp_path).encode_image(torch.rand(1, 3, 32, 32))
     with pytest.raises(UserError, match='cannot be exported to timm'): export(tmp_path, 'timm', tmp_path/'out')
 
-def test_26_9_a_run_becomes_a_program():
+def test_a_run_becomes_a_program():
     class Encoder(torch.nn.Module):
         def __init__(self, model):
             super().__init__()
@@ -627,7 +627,7 @@ def follow(words):
     import re, shlex
     exec(shlex.split(re.search(r'\((python -c .*)\), then', words)[1])[-1], {})
 
-def test_26_9_the_wrong_doors_lead_somewhere(tmp_path, monkeypatch):
+def test_the_wrong_doors_lead_somewhere(tmp_path, monkeypatch):
     from rils_nb.exports import export
     from rils_nb.libraries import load_model
     monkeypatch.chdir(tmp_path)
@@ -653,7 +653,7 @@ def test_26_9_the_wrong_doors_lead_somewhere(tmp_path, monkeypatch):
     open_clip.add_model_config(Path('tiny-doors.json'))
     assert load_model('open_clip:tiny-doors/epoch_3.safetensors').net.visual.proj.equal(net.visual.proj)
 
-def test_26_9_a_clip_of_transformers_is_rewritten(tmp_path):
+def test_a_clip_of_transformers_is_rewritten(tmp_path):
     from rils_nb.exports import export
     from rils_nb.libraries import load_model
     draw = lambda *shape: torch.randn(*shape) / 8
@@ -679,7 +679,7 @@ def test_26_9_a_clip_of_transformers_is_rewritten(tmp_path):
     net = load_model(tmp_path/'new').net
     assert net.visual.proj.equal(tensors['visual_projection.weight'].T) and type(net.visual.transformer.resblocks[0].mlp.gelu).__name__ == 'QuickGELU'
 
-def test_26_22_neighbours_need_no_table_of_classes():
+def test_neighbours_need_no_table_of_classes():
     from rils_nb.evals.probe import knn
     x, y = torch.randn(400, 8), torch.arange(400) % 40
     found = knn(x, y, x[:50] + 0.1, 10**9)                                    # a table would have 10^12 cells
@@ -699,7 +699,7 @@ def checked(data, **columns):
     from rils_nb.packing import check
     return check(open_source(str(data), **columns))
 
-def test_26_3_links_to_folders_are_followed(tmp_path):
+def test_links_to_folders_are_followed(tmp_path):
     pictures(tmp_path/'store', 'cat/0.png', 'dog/0.png', 'dog/1.png'), pictures(tmp_path/'far', '0.png', '0.txt')
     pictures(tmp_path/'pairs', 'near/0.png', 'near/0.txt'), (tmp_path/'subset').mkdir()
     for link, to in (('subset/cat', '../store/cat'), ('subset/dog', '../store/dog'), ('pairs/far', '../far'), ('pairs/again', '../far'), ('pairs/near/up', '..')):
@@ -708,7 +708,7 @@ def test_26_3_links_to_folders_are_followed(tmp_path):
     assert (source.classes, [source.read(i)['label'] for i in range(len(source))]) == (['cat', 'dog'], [0, 1, 1])
     assert len(open_source(str(tmp_path/'pairs'))) == 2                                 # the real folder once, and no circle
 
-def test_26_3_what_systems_leave_behind_is_no_class(tmp_path):
+def test_what_systems_leave_behind_is_no_class(tmp_path):
     pictures(tmp_path, 'cat/0.png', 'dog/0.png', '__MACOSX/cat/0.png', '@eaDir/0.png', '#recycle/0.png', 'lost+found/0.png', 'dog/x.png/1.png', 'preview.png'), (tmp_path/'empty').mkdir()
     source = open_source(str(tmp_path))
     assert (source.classes, len(source)) == (['cat', 'dog'], 3)
@@ -718,16 +718,16 @@ def test_26_3_what_systems_leave_behind_is_no_class(tmp_path):
 
 @pytest.mark.parametrize('names,words', [(('train/a/0.png', 'train/b/0.png', 'val/a/0.png'), 'parts of the data and no classes .*give one of them, as .*/train'),
                                          (('images/0.png', 'captions/0.txt'), 'pictures in `images` and texts of the same names in `captions`')])
-def test_26_3_what_only_looks_like_classes_is_refused(tmp_path, names, words):
+def test_what_only_looks_like_classes_is_refused(tmp_path, names, words):
     with pytest.raises(UserError, match=words): open_source(pictures(tmp_path, *names))
 
-def test_26_3_pictures_that_are_not_read_are_counted(tmp_path):
+def test_pictures_that_are_not_read_are_counted(tmp_path):
     pictures(tmp_path, *(f'{n}.txt' for n in 'abcdef'), 'a.png', 'b.heic', 'c.jxl', 'd.xyz', 'e', 'f.png', 'f.png.txt', 'g.png', 'g.png.txt')
     figures, bad = checked(tmp_path)
     assert (figures['good'], sorted((kind, Path(where.split(' ')[0]).name) for kind, where in bad)) == (2, [*(('image', n) for n in ('b.heic', 'c.jxl', 'd.xyz', 'e')), ('pair', 'f.png')])
     assert len(bad) == 5 and open_source(str(tmp_path)).read(1)['captions'] == ['g.png.txt']
 
-def test_26_4_missing_labels_and_lists_are_no_classes(tmp_path):
+def test_missing_labels_and_lists_are_no_classes(tmp_path):
     pictures(tmp_path, *(f'{i}.png' for i in range(10)))
     labels = ['cat', 'nan', 'None', '10.0', '2', '2.0', '""', '"[\'cat\', \'dog\']"', 'class 10', 'class 2']
     (tmp_path/'t.csv').write_text('image,label\n' + ''.join(f'{i}.png,{l}\n' for i, l in enumerate(labels)))
@@ -737,7 +737,7 @@ def test_26_4_missing_labels_and_lists_are_no_classes(tmp_path):
     assert [len(checked(tmp_path/t)[1]) for t in ('t.csv', 't.jsonl')] == [4, 4]
     assert {kind for kind, _ in checked(tmp_path/'t.jsonl')[1]} == {'label'}
 
-def test_26_4_one_natural_order(tmp_path):
+def test_one_natural_order(tmp_path):
     names = [f'class {k}' for k in (0, 1, 2, 10)]
     pictures(tmp_path/'folders', *(f'{n}/0.png' for n in names))
     import io, tarfile
@@ -759,12 +759,12 @@ class Heard(torch.nn.Module):
     def encode_text(self, tokens): return torch.randn(len(tokens), 4)
     def encode_image(self, x): return torch.randn(len(x), 4)
 
-def test_26_4_prompts_say_words(tmp_path):
+def test_prompts_say_words(tmp_path):
     pictures(tmp_path, 'n01484850/0.png', 'traffic_light/0.png')
     zeroshot(model := Heard(), replace(SMALL, workers=0), open_source(str(tmp_path)))
     assert {'a photo of a great white shark', 'a photo of a traffic light'} < set(model.texts) and not any('_' in t or 'n0' in t for t in model.texts)
 
-def test_26_4_public_packs_bring_names_and_prompts(tmp_path):
+def test_public_packs_bring_names_and_prompts(tmp_path):
     pictures(tmp_path/'classes', 'a/0.png', 'b/0.png')
     path, = pack(open_source(str(tmp_path/'classes')), tmp_path/'x')[0]
     (tmp_path/'public'/'test').mkdir(parents=True)
@@ -775,12 +775,12 @@ def test_26_4_public_packs_bring_names_and_prompts(tmp_path):
     assert sorted(model.texts) == ['ant!', 'bee!']
 
 @pytest.mark.parametrize('odd', ['a\rb', 'two\nlines', '', 'B\udce4r'])
-def test_26_16_names_survive_their_file(tmp_path, odd):
+def test_names_survive_their_file(tmp_path, odd):
     from rils_nb.runs import names_in, write_names
     write_names([odd, 'cat', odd + 'x', odd], tmp_path)
     assert names_in(tmp_path) == [odd, 'cat', odd + 'x', odd]
 
-def test_26_16_a_pack_keeps_odd_names(tmp_path):
+def test_a_pack_keeps_odd_names(tmp_path):
     pictures(tmp_path/'classes', 'a\rb/0.png', 'two\nlines/0.png', 'cat/0.png')
     source = open_source(str(tmp_path/'classes'))
     pack(source, tmp_path/'x')
@@ -804,7 +804,7 @@ def _captions_of(spec, **kw):
     source = open_source(str(spec), **kw)
     return [source.read(i)['captions'] for i in range(len(source))]
 
-def test_26_1_lines_of_a_text_are_captions_in_a_shard_too(tmp_path):
+def test_lines_of_a_text_are_captions_in_a_shard_too(tmp_path):
     "The layout of CLIP_benchmark's retrieval sets; and img2dataset's, which has the same text in both."
     image, lines = _noise_png(tmp_path/'0.png'), 'a cat\non a mat\n'
     (tmp_path/'0.txt').write_text(lines)
@@ -812,14 +812,14 @@ def test_26_1_lines_of_a_text_are_captions_in_a_shard_too(tmp_path):
                                   ('1.json', json.dumps(dict(caption=lines.strip())).encode())])
     assert _captions_of(tmp_path/'0.tar') == [*_captions_of(f'folder:{tmp_path}'), ['a cat on a mat']] == [['a cat', 'on a mat'], ['a cat on a mat']]
 
-def test_26_1_retrieval_knows_all_captions_of_an_image(tmp_path):
+def test_retrieval_knows_all_captions_of_an_image(tmp_path):
     _tar_of(tmp_path/'0.tar', [m for i in range(4) for m in ((f'{i}.png', _noise_png(tmp_path/f'{i}.png', i)), (f'{i}.txt', ''.join(f'image {i}, line {k}\n' for k in range(5)).encode()))])
     (tmp_path/'t.csv').write_text('image,caption\n' + ''.join(f'{i}.png,"image {i}, line {k}"\n' for i in range(4) for k in range(5)))
     for data in ('0.tar', 't.csv'):
         r = retrieval(make(SMALL).eval(), SMALL, open_source(str(tmp_path/data)))
         assert (r['n'], r['n_texts']) == (4, 20), data
 
-def test_26_1_lists_and_columns_of_captions(tmp_path):
+def test_lists_and_columns_of_captions(tmp_path):
     _noise_png(tmp_path/'0.png'), _noise_png(tmp_path/'1.png')
     rows = '"[""a cat"", ""a dog""]"', '"[\'a cat\', \'a dog\']"', "\"['a cat' 'a dog']\""  # as JSON, Python and NumPy write them
     for k, cell in enumerate(rows):
@@ -829,33 +829,33 @@ def test_26_1_lists_and_columns_of_captions(tmp_path):
     (tmp_path/'two.csv').write_text('image,caption_0,caption_1\n0.png,a cat,a dog\n')
     assert _captions_of(tmp_path/'twice.csv') == _captions_of(tmp_path/'two.csv', caption_key='caption_0,caption_1') == [['a cat', 'a dog']]
 
-def test_26_1_only_the_default_field_has_a_substitute(tmp_path):
+def test_only_the_default_field_has_a_substitute(tmp_path):
     image = _noise_png(tmp_path/'0.png')
     _tar_of(tmp_path/'0.tar', [('0.png', image), ('0.json', b'{"caption": "short", "long": "a long one"}')])
     assert _captions_of(tmp_path/'0.tar', caption_key='long') == [['a long one']]
     with pytest.raises(UserError, match='no .json has `lnog`.*it has caption, long'): open_source(str(tmp_path/'0.tar'), caption_key='lnog')
 
-def test_26_1_what_shows_nothing_is_no_caption(tmp_path):
+def test_what_shows_nothing_is_no_caption(tmp_path):
     from rils_nb.samples import BadSample
     _noise_png(tmp_path/'0.png')
     for nothing in ('\u200b\u200d', '\u00a0\u00ad', '\ufe0f', '&nbsp;'):
         (tmp_path/'0.txt').write_text(nothing, encoding='utf-8')
         with pytest.raises(BadSample, match='empty'): _captions_of(tmp_path)
 
-def test_26_1_check_says_what_is_cut_and_what_was_folded(tmp_path):
+def test_check_says_what_is_cut_and_what_was_folded(tmp_path):
     from rils_nb.packing import check
     _noise_png(tmp_path/'0.png'), _noise_png(tmp_path/'1.png')
     (tmp_path/'t.csv').write_text('image,caption\n0.png,' + 'red ' * 76 + '\n0.png,' + 'red ' * 75 + '\n1.png,x\n')
     figures, bad = check(open_source(str(tmp_path/'t.csv')))
     assert [figures.get(k) for k in ('rows', 'samples', 'captions cut at 77 tokens')] == [3, 2, '1 (33.3%)'] and not bad
 
-def test_26_1_packs_keep_all_captions(tmp_path):
+def test_packs_keep_all_captions(tmp_path):
     _noise_png(tmp_path/'0.png'), _noise_png(tmp_path/'1.png')
     (tmp_path/'t.csv').write_text('image,caption\n0.png,"[\'a cat\', \'a dog\']"\n1.png,x\n./0.png,a cow\n')
     pack(open_source(str(tmp_path/'t.csv')), tmp_path/'p', shuffle=None)
     assert _captions_of(f'{tmp_path}/p-*.tar') == [['a cat', 'a dog', 'a cow'], ['x']]
 
-def test_26_2_a_quote_swallows_no_rows(tmp_path):
+def test_a_quote_swallows_no_rows(tmp_path):
     for i in range(4): _noise_png(tmp_path/f'{i}.png')
     rows = ['image,caption', '0.png,a cat', '1.png,"untitled', '2.png,bread on a table', '3.png,a frame of 16"']
     (tmp_path/'t.csv').write_text('\n'.join(rows) + '\n')
@@ -869,25 +869,25 @@ def test_26_2_a_quote_swallows_no_rows(tmp_path):
     ('t.csv', 'image\tcaption\nsub/0.png\ta cat, asleep\n'), ('t.csv', 'image|caption\nsub/0.png|a cat, asleep\n'), ('t.csv', '"image";"caption"\n"sub/0.png";"a cat, asleep"\n'),
     ('t.csv', 'image , caption\nsub/0.png , "a cat, asleep"\n'), ('t.csv', 'image,caption\nsub\\0.png,"a cat, asleep"\n'), ('t.csv', 'image,caption\nsub/0.png#0,"a cat, asleep"\n'),
     ('t.json', '[{"image": "sub/0.png", "caption": "a cat, asleep"}]')], ids=['tabs', 'bars', 'semicolons', 'blanks', 'backslashes', 'numbers', 'json'])
-def test_26_2_dialects(tmp_path, name, text):
+def test_dialects(tmp_path, name, text):
     (tmp_path/'sub').mkdir()
     _noise_png(tmp_path/'sub'/'0.png')
     (tmp_path/name).write_text(text)
     assert _captions_of(tmp_path/name) == [['a cat, asleep']]
 
-def test_26_2_a_tab_is_shown_as_one(tmp_path, monkeypatch, capsys):
+def test_a_tab_is_shown_as_one(tmp_path, monkeypatch, capsys):
     from rils_nb.commands import data
     (tmp_path/'t.tsv').write_text('image\tcaption\n0.png\t"a" b\tc\n')
     monkeypatch.setattr(sys, 'argv', ['rils-data', 'check', str(tmp_path/'t.tsv')])
     with pytest.raises(SystemExit): data()
     assert "'\\t' expected after" in capsys.readouterr().err
 
-def test_26_2_captions_in_the_format_of_coco(tmp_path):
+def test_captions_in_the_format_of_coco(tmp_path):
     _noise_png(tmp_path/'0.png')
     (tmp_path/'c.json').write_text(json.dumps(dict(images=[dict(id=7, file_name='0.png', height=8.0, width=8.0)], annotations=[dict(id=k, image_id=7, caption=f'line {k}') for k in range(2)])))
     assert _captions_of(f'captions:{tmp_path}/c.json') == [['line 0', 'line 1']]
     with pytest.raises(UserError, match='give captions:FILE'): open_source(str(tmp_path/'c.json'))
-def test_26_0_gradients_of_sixteen_columns():
+def test_gradients_of_sixteen_columns():
     "All gates at their bound, where a column loses two binary digits: going back sixteen columns from the last one's levels, nothing is right."
     from rils_nb.columns.reversible import through
     from rils_nb.columns.unit import column
@@ -915,30 +915,30 @@ SQUARE = dict(image_id=0, category_id=1, bbox=[4, 4, 20, 20], iscrowd=0, segment
     (dict(segmentation=dict(size=[40, 40], counts=[10, 20, 10])), 'do not fill the image'), (dict(segmentation=dict(size=[40, 40], counts=':::')), 'do not fill the image'),
     (dict(segmentation=[[4, 4, 24, 4, float('nan'), 24]]), 'no numbers'), (dict(segmentation=[[4, 4, 24, 4, 14, 4]]), 'without a pixel'), (dict(bbox=[.1, .1, .5, .5], segmentation=[]), 'smaller than a pixel'),
     (dict(bbox=[50, 4, 9, 9], segmentation=None), 'outside of the image'), (dict(iscrowd='maybe'), 'neither 0 nor 1'), (dict(category_id=7), 'of no known category')])
-def test_26_7_what_cannot_be_read_is_damage(tmp_path, capsys, change, words):
+def test_what_cannot_be_read_is_damage(tmp_path, capsys, change, words):
     from rils_nb.packing import check_command
     code = check_command(open_source(coco_file(tmp_path, [SQUARE, SQUARE | dict(image_id=1, segmentation=[SQUARE['segmentation'][0]]) | change])), None)
     assert code == 1 and words in capsys.readouterr().out
 
 @pytest.mark.parametrize('change', [dict(iscrowd='0'), dict(segmentation=SQUARE['segmentation'][0]), dict(segmentation=[[['4', '4'], ['24', '4'], ['24', '24'], ['4', '24']]]), dict(bbox=None), dict(category_id='1', image_id='0'),
     dict(segmentation=dict(size=[40., 40.], counts=[164., *[20.] * 39, 656.]))])
-def test_26_7_what_means_the_same_is_read(tmp_path, change):
+def test_what_means_the_same_is_read(tmp_path, change):
     plain, other = (open_source(coco_file(tmp_path, [SQUARE | c])).annotation(0) for c in ({}, change))
     assert len(other['boxes']) == 1
     for k in ('boxes', 'labels', 'crowd'): assert other[k].equal(plain[k])
     assert torch.as_tensor(other['masks'][0]).equal(torch.as_tensor(plain['masks'][0]))
 
-def test_26_7_corners_in_place_of_sides_are_refused(tmp_path):
+def test_corners_in_place_of_sides_are_refused(tmp_path):
     boxes = [SQUARE | dict(image_id=i, bbox=b, segmentation=None) for i, b in enumerate(([20, 20, 36, 36], [10, 10, 30, 30], [5, 18, 20, 39]))]
     with pytest.raises(UserError, match='two corners'): open_source(coco_file(tmp_path, boxes))
 
-def test_26_7_detect_needs_objects(tmp_path):
+def test_detect_needs_objects(tmp_path):
     from rils_nb.methods import completed
     for wrong in (dict(iscrowd=1), dict(bbox=[90, 4, 5, 5]), dict(category_id=9)):
         with pytest.raises(UserError, match='no image of the data shows an object'):
             completed(Config(method='detect', opts='masks=false'), open_source(coco_file(tmp_path, [SQUARE | dict(segmentation=None) | wrong])))
 
-def test_26_7_lists_of_voc(tmp_path):
+def test_lists_of_voc(tmp_path):
     for i in 'ab':
         for folder in ('JPEGImages', 'SegmentationClass'): (tmp_path/folder).mkdir(exist_ok=True)
         Image.new('RGB', (8, 8)).save(tmp_path/'JPEGImages'/f'{i}.jpg'), Image.new('L', (8, 8)).save(tmp_path/'SegmentationClass'/f'{i}.png')
@@ -948,7 +948,7 @@ def test_26_7_lists_of_voc(tmp_path):
         source = open_source(f'voc:{tmp_path}')
         assert ([Path(source.about(i)[1]).stem for i in range(len(source))], list(source.bad)) == (['a'], []), text
 
-def test_26_17_one_outline_costs_no_object(tmp_path):
+def test_one_outline_costs_no_object(tmp_path):
     source = open_source(coco_file(tmp_path, [SQUARE] + [{k: v for k, v in SQUARE.items() if k != 'segmentation'} | dict(image_id=i % 3) for i in range(9)]))
     assert sum(len(source.annotation(i)['boxes']) for i in range(3)) == 10
     from rils_nb.dense.jitter import cut_view
@@ -957,17 +957,17 @@ def test_26_17_one_outline_costs_no_object(tmp_path):
 
 @pytest.mark.parametrize('change', [dict(images=[dict(id=0, file_name='0.png', height=1e10, width=40), dict(id=1, file_name='1.png', height=40, width=40)]), dict(images=[dict(id=[0], file_name='0.png', height=40, width=40), dict(id=1, file_name='1.png', height=40, width=40)]),
     dict(annotations=[SQUARE | dict(segmentation=dict(size=None, counts=[1600]))]), dict(annotations=[SQUARE | dict(image_id=[1])]), dict(annotations=[SQUARE | dict(category_id=[1])]), dict(annotations=[SQUARE, None])])
-def test_26_17_one_malformed_value(tmp_path, capsys, change):
+def test_one_malformed_value(tmp_path, capsys, change):
     from rils_nb.packing import check_command
     assert check_command(open_source(coco_file(tmp_path, **dict(annotations=[SQUARE]) | change)), None) == 1
 
-def test_26_17_a_map_of_another_size_is_left_out():
+def test_a_map_of_another_size_is_left_out():
     from rils_nb.evals.segmentation import _readable
     class Maps(Scenes):
         def annotation(self, i): return {k: v[1:] if i == 1 and k == 'semantic' else v for k, v in super().annotation(i).items()}
     assert [name for name, _, _ in _readable(Maps(n=3), range(3))] == [Scenes(n=3).read(i)['name'] for i in (0, 2)]
 
-def test_26_22_outlines_take_the_memory_of_their_runs(tmp_path):
+def test_outlines_take_the_memory_of_their_runs(tmp_path):
     "What a file claims costs nothing before it is compared with the picture: less than the pixels of one mask."
     from rils_nb.loader import annotation_of
     from rils_nb.samples import BadSample
@@ -980,22 +980,22 @@ def test_26_22_outlines_take_the_memory_of_their_runs(tmp_path):
     tracemalloc.stop()
     assert taken < 3000 * 3000
 
-def test_26_22_a_strip_stays_a_strip():
+def test_a_strip_stays_a_strip():
     from rils_nb.evals.semantic_segmentation import resize_shorter
     assert max(resize_shorter(torch.zeros(3, 2, 800, dtype=torch.uint8), 16).shape) <= 4 * 16
 
-def test_26_23_anchors_stand_at_multiples_of_the_stride():
+def test_anchors_stand_at_multiples_of_the_stride():
     from rils_nb.dense.proposals import Proposals
     anchors = Proposals(8, (16, 32))([torch.zeros(1, 8, 3, 3), torch.zeros(1, 8, 2, 2)], torch.zeros(1, 3, 56, 56), [(56, 56)])[2][0]
     assert {*((anchors[:, 0] + anchors[:, 2]) / 2).round().int().tolist()} == {0, 16, 32}
 
-def test_26_23_a_nan_is_not_kept():
+def test_a_nan_is_not_kept():
     from rils_nb.transfer.linear import Standardise
     norm = Standardise(3)
     norm(torch.full((4, 3), torch.nan)), norm(torch.randn(4, 3))
     assert norm.mean.isfinite().all() and norm.var.isfinite().all()
 
-def test_26_23_numbers_are_finite():
+def test_numbers_are_finite():
     "Every option of every method whose default is a number, or several."
     from rils_nb.methods import METHODS, import_methods, options
     import_methods()
@@ -1008,7 +1008,7 @@ def _refuses(k, v, known):
     try: parse_opts(f'{k}={v}', known)
     except UserError: return True
 
-def test_26_23_windows_alone():
+def test_windows_alone():
     small = 'classes=3,pyramid=2:1,width=32,convs=1,fc=64,anchor=4,proposals=50,window=2'
     assert [b.window for b in make(Config(method='detect', image_size=64, opts=f'{small},whole=0')).visual.trunk.blocks] == [2] * 4
 # What strangers' shards and pictures are, and what a source knows
@@ -1033,7 +1033,7 @@ def _tar(path, *members, mode='w', **kw):  # (name, bytes) or (name, kind of lin
 
 def _all(source): return [source.read(i) for i in range(len(source))]
 
-def test_26_3_suffixes_of_images_that_can_be_decoded(tmp_path):
+def test_suffixes_of_images_that_can_be_decoded(tmp_path):
     for i, (suffix, format) in enumerate(dict(tif='TIFF', tiff='TIFF', jfif='JPEG', jpe='JPEG', ppm='PPM', jp2='JPEG2000').items()):
         (tmp_path/f'{i}.{suffix}').write_bytes(_file(_blocks(i), format))
         (tmp_path/f'{i}.txt').write_text(f'picture {i}')
@@ -1042,7 +1042,7 @@ def test_26_3_suffixes_of_images_that_can_be_decoded(tmp_path):
         assert sorted(s['captions'][0] for s in _all(source)) == [f'picture {i}' for i in range(6)] and [k for k, _ in source.bad] == ['image'] * lost
     assert '6.heic (.heic images are not decoded' in source.bad[0][1]
 
-def test_26_5_sparse_members_are_not_read_raw(tmp_path):
+def test_sparse_members_are_not_read_raw(tmp_path):
     import tarfile
     bmp, info = _file(Image.new('RGB', (64, 64)), 'BMP'), tarfile.TarInfo('0.bmp')  # black: a header and zeros, of which `tar -S` stores the first block
     info.size, info.type = 512, tarfile.GNUTYPE_SPARSE
@@ -1055,19 +1055,19 @@ def test_26_5_sparse_members_are_not_read_raw(tmp_path):
     source = open_source(f'{tmp_path}/a.tar')
     assert [(s['captions'], s['image'].float().mean().item() > 0) for s in _all(source)] == [(['noise'], True)] and any('0.bmp is stored without its zeros' in where for _, where in source.bad)
 
-def test_26_5_links_keep_their_samples(tmp_path):
+def test_links_keep_their_samples(tmp_path):
     import tarfile
     png = _file(_blocks())
     source = open_source(_tar(tmp_path/'a.tar', ('0.png', png), ('0.txt', b'same'), ('1.png', tarfile.LNKTYPE, '0.png'), ('1.txt', tarfile.LNKTYPE, '0.txt'), ('2.png', tarfile.SYMTYPE, './1.png'), ('2.txt', b'other')))
     assert [(s['name'][-5:], s['captions']) for s in _all(source)] == [('0.png', ['same']), ('1.png', ['same']), ('2.png', ['other'])] and not source.bad
     assert torch.equal(source.read(0)['image'], source.read(2)['image'])
 
-def test_26_5_suffixes_of_two_parts(tmp_path):
+def test_suffixes_of_two_parts(tmp_path):
     source = open_source(_tar(tmp_path/'a.tar', *((f'{i}.{s}', d) for i in range(3) for s, d in (('image.png', _file(_blocks(i))), ('caption.txt', b'%d' % i), ('mask.png', b'none')))))
     assert [s['captions'] for s in _all(source)] == [['0'], ['1'], ['2']] and not source.bad
 
 @pytest.mark.parametrize('name', ['a.tar', 'a.tar.gz', 'a.tgz'])
-def test_26_5_a_compressed_shard_says_how_to_unpack_it(tmp_path, name):
+def test_a_compressed_shard_says_how_to_unpack_it(tmp_path, name):
     path = _tar(tmp_path/name, ('0.png', _file(_blocks())), ('0.txt', b'x'), mode='w:gz')
     with pytest.raises(UserError, match=f'is compressed by gzip.*: unpack it, gunzip -c {path} > '): open_source(path)
 
@@ -1075,7 +1075,7 @@ def _decoded(data):
     from rils_nb.samples import decode_image
     return decode_image(data)
 
-def test_26_6_one_nan_costs_one_pixel():
+def test_one_nan_costs_one_pixel():
     x = np.random.default_rng(0).random((20, 20), np.float32)
     whole = _decoded(_file(Image.fromarray(x), 'TIFF'))
     for hole in (np.nan, np.inf, -np.inf):
@@ -1083,12 +1083,12 @@ def test_26_6_one_nan_costs_one_pixel():
         wrong = (_decoded(_file(Image.fromarray(x), 'TIFF')) != whole).any(0).nonzero().tolist()
         assert wrong in ([], [[3, 4]]), len(wrong)
 
-def test_26_6_alpha_that_is_0_everywhere_hides_nothing():
+def test_alpha_that_is_0_everywhere_hides_nothing():
     empty = np.dstack([np.asarray(_blocks()), np.zeros((40, 48), np.uint8)])
     for image in (Image.fromarray(empty), Image.fromarray(empty[..., 2:])):
         assert torch.equal(_decoded(_file(image)), _decoded(_file(image.convert('RGB')))), _decoded(_file(image)).float().std()
 
-def test_26_6_12_bits_in_a_file_of_16():
+def test_12_bits_in_a_file_of_16():
     x = np.random.default_rng(0).integers(0, 4096, (20, 20), np.uint16)
     x[0, 0] = 4095
     for format in ('PNG', 'TIFF'):
@@ -1096,7 +1096,7 @@ def test_26_6_12_bits_in_a_file_of_16():
         assert np.abs(seen - x / 4095 * 255).max() <= 0.5, seen.max()
 
 @pytest.mark.parametrize('what', ['zTXt', 'iCCP', 'eXIf', 'tEXt'])
-def test_26_6_a_broken_note_loses_no_picture(what):
+def test_a_broken_note_loses_no_picture(what):
     import zlib
     png, large = _file(_blocks()), zlib.compress(bytes(2**21))
     content = dict(zTXt=b'a\0\0' + large, iCCP=b'a\0\0' + large, eXIf=b'Exif\0\0nonsense', tEXt=b'a\0b')[what]
@@ -1104,7 +1104,7 @@ def test_26_6_a_broken_note_loses_no_picture(what):
     assert torch.equal(_decoded(png[:33] + note + png[33:]), _decoded(png))
 
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
-def test_26_6_a_jpeg_without_its_end_marker_is_complete(mode):
+def test_a_jpeg_without_its_end_marker_is_complete(mode):
     from rils_nb.samples import BadSample
     for kw in ({}, dict(progressive=True)):
         jpeg = _file(_blocks().convert(mode), 'JPEG', **kw)
@@ -1112,7 +1112,7 @@ def test_26_6_a_jpeg_without_its_end_marker_is_complete(mode):
         for cut in (3, 50, len(jpeg) - jpeg.rindex(b'\xff\xda')):
             with pytest.raises(BadSample): _decoded(jpeg[:-cut])
 
-def test_26_6_check_counts_pictures_of_one_colour(tmp_path):
+def test_check_counts_pictures_of_one_colour(tmp_path):
     from rils_nb.packing import check
     for i in range(6):
         (_blocks(i) if i < 2 else Image.new('RGB', (48, 40), (i, 200, 200))).save(tmp_path/f'{i}.png')
@@ -1132,7 +1132,7 @@ class _Guesses(torch.nn.Module):
     def detect(self, images):
         return [dict(boxes=torch.tensor([[6., 5, 18, 25], [8, 5, 20, 25], [30, 8, 40, 20]]), labels=torch.tensor([0, 1, 1]), scores=x.float().mean((1, 2)) / 256) for x in images]
 
-def test_26_12_lvis_is_judged_alike_from_shards(tmp_path):
+def test_lvis_is_judged_alike_from_shards(tmp_path):
     import rils_nb.evals.detection
     coco = open_source(_lvis(tmp_path/'lvis'))
     pack(coco, tmp_path/'packed', per_shard=3)
@@ -1140,14 +1140,14 @@ def test_26_12_lvis_is_judged_alike_from_shards(tmp_path):
     a, b = (harness.run_tasks(_Guesses(), Config(), s, 'detection') for s in (coco, packed))
     assert a == b and a['detection/box_ap_rare'] >= 0 and packed.object_images == coco.object_images == [3, 5]
 
-def test_26_12_listed_keeps_boxes_and_names(tmp_path):
+def test_listed_keeps_boxes_and_names(tmp_path):
     coco, spec = open_source(spec := _lvis(tmp_path/'lvis')), spec
     (tmp_path/'list.txt').write_text('6.png\n1.png\n')
     listed = open_source(f'listed:{tmp_path}/list.txt,{spec}')
     assert listed.object_names == ['cat', 'dog'] and [listed.annotation(i)['boxes'].tolist() for i in (0, 1)] == [coco.annotation(i)['boxes'].tolist() for i in (1, 6)]
     assert (listed.federated, listed.object_frequency, listed.searched(0)) == (True, ['r', 'f'], coco.searched(1))
 
-def test_26_12_what_a_source_knows_comes_through_every_wrapper_and_the_pack(tmp_path):
+def test_what_a_source_knows_comes_through_every_wrapper_and_the_pack(tmp_path):
     from rils_nb.readers import Source
     import rils_nb.evals.low_shot, rils_nb.evals.suite
     knowledge = [k for k, v in vars(Source).items() if k[0] != '_' and not callable(v) and not hasattr(v, '__get__')]
@@ -1174,7 +1174,7 @@ def test_26_12_what_a_source_knows_comes_through_every_wrapper_and_the_pack(tmp_
         w.source, w.index = coco, None
         for k in knowledge: assert k in vars(wrapper) or getattr(w, k) == getattr(coco, k), (wrapper, k)  # it says what the source says, or something of its own
 
-def test_26_22_small_files_of_large_pictures_are_refused_by_their_head(monkeypatch):
+def test_small_files_of_large_pictures_are_refused_by_their_head(monkeypatch):
     from PIL import ImageFile
     from rils_nb.samples import BadSample
     files = [_file(Image.new('P', (10_000, 10_000)), bits=1), _file(Image.fromarray(np.full((8000, 8000), 4000, np.uint16)))]
