@@ -129,16 +129,16 @@ def segmented(folder, **options):
 @case(lambda folder: maps(folder, 2, 8000))
 def strip(folder): segmented(folder)
 
-@case(lambda folder: maps(folder, 3000, 4000, 6))
+@case(lambda folder: maps(folder, 3000, 4000, 3))
 def large_maps(folder): segmented(folder)
 
-@case(lambda folder: maps(folder, 3000, 4000))
+@case(lambda folder: maps(folder, 1500, 2000))
 def large_map_as_it_is(folder): segmented(folder, side=-1)
 
-@case(lambda folder: maps(folder, 480, 640, 32))
+@case(lambda folder: maps(folder, 480, 640, 16))
 def many_maps(folder): segmented(folder)
 
-@case(lambda folder: maps(folder, 3000, 4000, 6))
+@case(lambda folder: maps(folder, 3000, 4000, 3))
 def large_maps_from_words(folder):
     import torch
     from rils_nb.config import Config

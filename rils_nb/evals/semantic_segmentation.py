@@ -38,7 +38,7 @@ def slide(
         seen = [range(max(a, p.start), min(a + window, p.stop)) for a, p in zip(at, part)]
         if not all(seen): continue
         scores = f(image[(..., *(slice(a, a + window) for a in at))])
-        if not torch.is_tensor(total): total = scores.new_zeros(*scores.shape[:2], *count.shape)
+        if not torch.is_tensor(total): total = scores.new_zeros(*scores.shape[:2], *count.shape, dtype=torch.promote_types(scores.dtype, count.dtype))
         place = tuple(slice(s.start - p.start, s.stop - p.start) for s, p in zip(seen, part))
         total[(..., *place)] += scores[(..., *(slice(s.start - a, s.stop - a) for s, a in zip(seen, at)))]
         count[place] += 1
@@ -76,7 +76,7 @@ def predicted_maps(
     stride, classes = stride or 2 * window // 3, len(_names(model) or range(256))
     many = classes * x.shape[-1] * x.shape[-2]                                                             # scores of an image
     with evaluating(model):
-        if many > 2**27 and x.shape[-2:] == size and not whole:
+        if many > 2**28 and x.shape[-2:] == size and not whole:
             return torch.cat([_in_tiles(lambda v: checked(model.segment(v)), one, window, stride, max(window, int((2**26 / classes)**0.5))) for one in x.split(1)])
         scores = (checked(model.segment(some) if whole else slide(model.segment, some, window, stride)) for some in x.split(max(1, 2**26 // many)))
         return torch.stack([winners(s, size).cpu() for part in scores for s in part])
