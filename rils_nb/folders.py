@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .core import UserError, notice
 from .labels import name_line, natural_order
-from .samples import IMAGES, read_bytes
+from .samples import IMAGES, OTHER_IMAGES, read_bytes
 from .sources import Source
 
 # %% ../nbs/05b_folders.ipynb #0df0e060
@@ -81,11 +81,9 @@ def _images(root): return [Path(root, p) for p in list_files(root) if _suffix(p)
 def _suffix(name): return os.path.splitext(name)[1].lower()
 
 # %% ../nbs/05b_folders.ipynb #90565e06
-_PICTURES = frozenset('.avif .heic .heif .hif .jxl .jp2 .j2k .jpf .jpx .tif .tiff .jfif .jpe .jif .jfi .apng .ppm .pgm .pbm .pnm .svg .psd .tga .ico .dds .exr .hdr .pcx .xcf '
-                      '.raw .cr2 .cr3 .nef .arw .orf .rw2 .dng .eps .wmf .emf .dcm'.split())  # called like a picture, whether they are read or not
 _NOTES = frozenset('.txt .json .jsonl .cls .npy .npz .pt .safetensors .xml .csv .tsv .md .rst .html .yaml .yml .log .caption .pdf .py'.split())
 
-_UNREAD = _PICTURES - set(IMAGES)
+_UNREAD = frozenset(OTHER_IMAGES)
 
 def _unread(name): return f'({_suffix(name) or "a name without a suffix"} is no picture that is read: convert it to JPEG or PNG)'
 

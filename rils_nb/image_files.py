@@ -14,10 +14,10 @@ from pathlib import Path
 import simplejpeg
 
 # %% ../nbs/03b_image_files.ipynb #0c689f3e
-IMAGES = tuple(f'.{s}' for s in ('jpg jpeg jpe jfif mpo png apng webp gif bmp dib tif tiff ppm pgm pbm pnm pfm '
+IMAGES = tuple(f'.{s}' for s in ('jpg jpeg jpe jfif jif jfi mpo png apng webp gif bmp dib tif tiff ppm pgm pbm pnm pfm '
                                  'jp2 j2k j2c jpc jpf jpx avif avifs').split())
 OTHER_IMAGES = tuple(f'.{s}' for s in ('heic heif hif jxl jxr wdp psd psb tga ico icns svg svgz eps exr hdr dds qoi pcx '
-                                       'dng cr2 cr3 nef arw orf rw2 raf pef srw dcm fits wmf emf xcf bpg djvu').split())
+                                       'dng raw cr2 cr3 nef arw orf rw2 raf pef srw dcm fits wmf emf xcf bpg djvu').split())
 
 def is_image(name):  # of a file -> bool
     "Whether a name ends like an image, decoded here or not."

@@ -63,7 +63,7 @@ def _strips(image, size=2**22):  # of a PIL image, at most so many pixels each -
     if rows >= image.height: return [(0, image)]
     return ((y, image.crop((0, y, image.width, min(y + rows, image.height)))) for y in range(0, image.height, rows))
 
-def _on_white(image):  # -> function: strip -> RGB
+def _composite_on_white(image):  # -> function: strip -> RGB
     empty = not any(strip.convert('RGBA').getchannel('A').getextrema()[1] for _, strip in _strips(image))
     def convert(strip):
         strip = strip.convert('RGBA')
@@ -74,8 +74,8 @@ def _on_white(image):  # -> function: strip -> RGB
 def _has_alpha(image):
     return image.mode in ('PA', 'LA', 'La', 'RGBA', 'RGBa') or 'transparency' in image.info or image.mode == 'P' and image.palette.mode == 'RGBA'
 
-# %% ../nbs/04_samples.ipynb #5a22ae03
-def _ends(image):  # PIL image of whole numbers or floats -> its numbers for black and white, and the one that stands for "no data"
+# %% ../nbs/04_samples.ipynb #f38b145c
+def _value_range(image):  # PIL image of whole numbers or floats -> its numbers for black and white, and the one that stands for "no data"
     tags, found = getattr(image, 'tag_v2', {}), []
     try: nothing = float(tags.get(42113))  # GDAL's
     except (TypeError, ValueError): nothing = math.nan
@@ -91,8 +91,8 @@ def _ends(image):  # PIL image of whole numbers or floats -> its numbers for bla
     stated = stated[0] if isinstance(stated, tuple) else stated
     return 0., 2.**(stated if math.log2(high + 1) <= stated < 16 else bits) - 1, nothing
 
-def _to_8_bits(image):  # -> function: strip -> RGB
-    low, high, nothing = _ends(image)
+def _scale_to_8_bits(image):  # -> function: strip -> RGB
+    low, high, nothing = _value_range(image)
     scale = 255 / (high - low) if high > low else 1
     def convert(strip):
         x = np.asarray(strip, np.float32)
@@ -100,7 +100,7 @@ def _to_8_bits(image):  # -> function: strip -> RGB
         return Image.fromarray(((x - low) * scale).round().clip(0, 255).astype(np.uint8)).convert('RGB')
     return convert
 
-# %% ../nbs/04_samples.ipynb #99901dc6
+# %% ../nbs/04_samples.ipynb #c9d14920
 def _orientation(image):  # EXIF's, 1 to 8
     try: k = image.getexif().get(0x0112, 1)
     except Exception: return 1
@@ -111,10 +111,14 @@ def _upright(x, k):  # (...,H,W) as it is stored under EXIF's orientation k
     if k in (3, 4, 7, 8): x = x.flip(-2)
     return x.flip(-1) if k in (2, 3, 6, 7) else x
 
+def _to_rgb(image):  # -> function: strip -> RGB
+    if image.mode.startswith('I') or image.mode == 'F': return _scale_to_8_bits(image)
+    return _composite_on_white(image) if _has_alpha(image) else lambda strip: strip if strip.mode == 'RGB' else strip.convert('RGB')
+
 def decode_pil(image):  # PIL image -> (3,H,W) uint8
     "The pixels of a PIL image of any mode, upright, on white where it is transparent."
     image.load()
-    convert = (_to_8_bits if image.mode.startswith('I') or image.mode == 'F' else _on_white if _has_alpha(image) else lambda image: lambda strip: strip.convert('RGB'))(image)
+    convert = _to_rgb(image)
     x = np.empty((3, image.height, image.width), np.uint8)
     for y, strip in _strips(image):
         for channel, band in zip(x, convert(strip).split()): channel[y:y + strip.height] = np.asarray(band)
@@ -133,6 +137,8 @@ FORMATS = tuple(f for f in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 
 
 def _check_size(image, size):  # of the file in bytes
     pixels, words = image.width * image.height, f'{image.width}x{image.height} pixels'
+    tile = [v for v in map(getattr(image, 'tag_v2', {}).get, (322, 323)) if isinstance(v, int)]  # of a TIFF, whose decoder takes memory for a whole one
+    if len(tile) == 2 and tile[0] * tile[1] > pixels: pixels, words = tile[0] * tile[1], f'a tile of {tile[0]}x{tile[1]} pixels'
     if pixels > MAX_PIXELS // _SMALLER.get(image.format, 1): raise BadSample('bomb', words)
     if pixels > max(MAX_PIXELS // 2, 200 * size): raise BadSample('bomb', f'{words} from {size:,} bytes')
     if min(image.size) < 2: raise BadSample('tiny', words)

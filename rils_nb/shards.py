@@ -96,7 +96,7 @@ def _join(runs):  # of one name, each a dict: part -> (place, size); -> the samp
         else: whole.append(run)
     return whole
 
-# %% ../nbs/05_shards.ipynb #ccaa8b2d
+# %% ../nbs/05_shards.ipynb #89bd5329
 _NAMED = {*_PARTS, *(s[1:] for s in OTHER_IMAGES)}  # suffixes of members that are named where nothing reads them
 
 def _has_image(samples, base): return any('image' in run for run in samples.get(base, ()))
@@ -106,12 +106,12 @@ def _rows_of(path, samples, spoiled, bad):  # name -> runs, names of samples who
     for base, runs in samples.items():
         for s in _join(runs):
             if 'image' in s and len(s.keys() - {'name'}) > 1: rows.append([v for part in _ORDER for v in s.get(part, (0, 0))])
-            elif base not in spoiled: bad.append(('pair', f'{path}: {base} has only {", ".join(s.keys() - {"name"})}'))
+            elif base not in spoiled: bad.append(('pair', f'{path}: {base} has only {", ".join(k for k in s if k != "name")}'))
     rows = np.array(rows, np.uint32).reshape(-1, 2 * len(_ORDER))
     while rows.shape[1] > 8 and not rows[:, -2].any(): rows = rows[:, :-2]
     return rows
 
-def _unread(path, unread, samples):  # names of members that are no part of a sample -> list of (kind, where)
+def _name_unread(path, unread, samples):  # names of members that are no part of a sample -> list of (kind, where)
     bad, pairs = [], Counter(name.rpartition('.')[0] for name in unread if Path(name).suffix.lower() in IMAGES + ('.txt', '.cls'))
     for name, base in unread.items():
         if explain_suffix(name):
@@ -120,13 +120,13 @@ def _unread(path, unread, samples):  # names of members that are no part of a sa
             bad.append(('pair', f'{path}: the name {name} has a dot in it, which webdataset takes for the beginning of a suffix'))
     return bad
 
-# %% ../nbs/05_shards.ipynb #af0d2888
+# %% ../nbs/05_shards.ipynb #1cef3f52
 def _is_link(member): return member.islnk() or member.issym()
 
 def _target(member):  # of a link -> name of a member
     return posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname) if member.issym() else member.linkname)
 
-def _follow(path, links, bad):  # (member, base, part, run) of each link; the places of their data go into the runs -> names of samples that lose a part
+def _resolve_links(path, links, bad):  # (member, base, part, run) of each link; the places of their data go into the runs -> names of samples that lose a part
     found, spoiled = {}, set()  # name or offset of a link -> place, or the name of a member that is still to come
     for m in _members(path, []):
         if _is_link(m): found[m.offset] = found[posixpath.normpath(m.name)] = found.get(_target(m), _target(m))
@@ -164,18 +164,21 @@ def scan(path):  # tar file -> rows (n,8) to (n,14) uint32: block and size of im
             suffixes = {}
         runs[-1][part], suffixes[part], last = (member.offset_data // 512, min(member.size, 2**32 - 1)), suffix, base
         if not member.isreg(): links.append((member, base, part, runs[-1]))
-    if links: spoiled |= _follow(path, links, bad)
+    if links: spoiled |= _resolve_links(path, links, bad)
     spoiled |= {base for name, base in unread.items() if explain_suffix(name) and not _has_image(samples, base)}
     rows = _rows_of(path, samples, spoiled, bad)
     bad += [('pair', f'{path}: {n} members .{left} are not read, because their samples have a .{kept}') for (left, kept), n in spare.items()]
-    return rows, bad + _unread(path, unread, samples)
+    return rows, bad + _name_unread(path, unread, samples)
 
 # %% ../nbs/05_shards.ipynb #400f8636
 _COMPRESSED = {b'\x1f\x8b': ('gzip', 'gunzip -c'), b'(\xb5/\xfd': ('zstd', 'zstd -dc'), b'BZh': ('bzip2', 'bunzip2 -c'), b'\xfd7zXZ': ('xz', 'xz -dc'), b'\x04"M\x18': ('lz4', 'lz4 -dc')}
 
 def explain_compressed(path):  # of a shard -> str
     "Why a compressed file cannot be read as a shard; empty where it is none."
-    with open(path, 'rb') as f: start = f.read(8)
+    with open(path, 'rb') as f: start = f.read(512)
+    try: tarfile.TarInfo.frombuf(start, 'utf-8', 'surrogateescape')
+    except tarfile.HeaderError: pass
+    else: return ''  # a shard, whose first name may begin like anything
     name, command = next((v for k, v in _COMPRESSED.items() if start.startswith(k)), ('zip', '') if start[:4] == b'PK\3\4' else ('', ''))
     plain = f'{re.sub(r"([.]tar)?[.][a-z0-9]+$", "", os.path.basename(path))}-unpacked.tar'
     remedy = f'{command} {path} > {plain}' if command else 'unzip it into a folder'

@@ -55,8 +55,8 @@ def _labels(source, i):  # those of a damaged sample are not known
     try: return source.object_labels(i)
     except BadSample: return ()
 
-# %% ../nbs/04b_sources.ipynb #e48dd170
-class _Handed:  # an attribute of a wrapper that is its source's, unless the wrapper says something else
+# %% ../nbs/04b_sources.ipynb #79b45777
+class _SourceAttribute:  # an attribute of a wrapper that is its source's, unless the wrapper says something else
     def __init__(self, name, default): self.name, self.default = name, default
     def __get__(self, wrapper, owner): return self.default if wrapper is None else getattr(wrapper.source, self.name, self.default)
 
@@ -69,22 +69,22 @@ class Wrapper(Source):
         index=None, # numbers of samples; None: all
     ): self.source, self.index = source, index
     def __len__(self): return len(self.source) if self.index is None else len(self.index)
-    def at(self, i): return i if self.index is None else self.index[i]  # number of a sample -> its number in the source
+    def source_index(self, i): return i if self.index is None else self.index[i]  # number of a sample -> its number in the source
     @property
     def sizes(self): return getattr(self.source, 'sizes', None) or [len(self)] if self.index is None else [len(self)]
     @cached_property
     def object_images(self): return getattr(self.source, 'object_images', None) if self.index is None else Source.object_images.func(self)
-    def read(self, i): return self.source.read(self.at(i))
+    def read(self, i): return self.source.read(self.source_index(i))
 
-for _name in KNOWLEDGE: setattr(Wrapper, _name, _Handed(_name, getattr(Source, _name)))
+for _name in KNOWLEDGE: setattr(Wrapper, _name, _SourceAttribute(_name, getattr(Source, _name)))
 
-# %% ../nbs/04b_sources.ipynb #00a15309
-def _hand_on(name):  # a method that asks the source, where it has such a method
-    def ask(self, i): return (getattr(self.source, name, None) or getattr(super(Wrapper, self), name))(self.at(i))
+# %% ../nbs/04b_sources.ipynb #15b8aca7
+def _delegate(name):  # a method that asks the source, where it has such a method
+    def ask(self, i): return (getattr(self.source, name, None) or getattr(super(Wrapper, self), name))(self.source_index(i))
     ask.__name__ = name
     return ask
 
-for _name in ('raw', 'about', 'annotation', 'searched', 'object_labels'): setattr(Wrapper, _name, _hand_on(_name))
+for _name in ('raw', 'about', 'annotation', 'searched', 'object_labels'): setattr(Wrapper, _name, _delegate(_name))
 
 def has_files(source):  # any reader -> bool
     "Whether samples are files, whose bytes `raw` gives."

@@ -73,13 +73,15 @@ def _has_outlines(self:ObjectShards):
 def _details(paths):  # of shards -> dict: federated; counted: do all packs say how many images show a class? classes: name -> what is known
     found, packs = dict(federated=False, counted=True, classes={}), {re.sub(r'(-\d+)?\.tar$', '-object-classes.json', p) for p in paths} - set(paths)
     for path in sorted(packs):
-        try: said = json.loads(Path(path).read_bytes()) if os.path.isfile(path) else dict(federated=False, classes=[{}])
-        except (OSError, ValueError, RecursionError) as e: raise UserError(f'`{path}` cannot be read as JSON ({e}): move it away, or pack anew')
-        found['federated'] |= bool(said['federated'])
-        found['counted'] &= all('images' in c for c in said['classes'])
-        for c in said['classes']:
-            known = found['classes'].setdefault(c.get('name'), dict(images=0, frequency=None))
-            known.update(images=known['images'] + c.get('images', 0), frequency=known['frequency'] or c.get('frequency'))
+        try:
+            said = json.loads(Path(path).read_bytes()) if os.path.isfile(path) else dict(federated=False, classes=[{}])
+            found['federated'] |= bool(said['federated'])
+            found['counted'] &= all('images' in c for c in said['classes'])
+            for c in said['classes']:
+                known = found['classes'].setdefault(c.get('name'), dict(images=0, frequency=None))
+                known.update(images=known['images'] + c.get('images', 0), frequency=known['frequency'] or c.get('frequency'))
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f'`{path}` cannot be read as what `pack` writes ({type(e).__name__}: {e}): move it away, or pack anew')
     return found
 
 def _image_of(source, i): return json.loads(source._parts(i)[0]['objects']())['image'] if source._said(i) else {}  # `_said` complains of what is none
@@ -89,7 +91,9 @@ def _is_searched(source, i):
     except BadSample: return False
 
 @patch(as_prop=True)
-def federated(self:ObjectShards): return vars(self).setdefault('_federated', self.details['federated'] or any(_is_searched(self, i) for i in range(min(20, len(self)))))
+def federated(self:ObjectShards):
+    if '_federated' not in vars(self): self._federated = self.details['federated'] or any(_is_searched(self, i) for i in range(min(20, len(self))))
+    return self._federated
 
 @patch(as_prop=True)
 def object_frequency(self:ObjectShards): return [self.details['classes'].get(n, {}).get('frequency') for n in self.object_names]
