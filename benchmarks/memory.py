@@ -151,6 +151,44 @@ def large_maps_from_words(folder):
         def encode_tokens(self, x, local=False): return torch.nn.functional.avg_pool2d(x.float().repeat(1, 6, 1, 1)[:, :16], 16).flatten(2).mT
     print(run_tasks(Sees(), Config(batch=32, eval_samples=0), open_source(f'maps:{folder}/maps.csv,names=ade20k'), 'zeroshot_segmentation', shifts=1))
 
+# Pictures
+
+def large_png(folder, mode, side):
+    "A picture of one colour: a few KB in the file, much more in memory."
+    from PIL import Image
+    folder = folder/'pictures'
+    folder.mkdir()
+    if mode == 'P': Image.new('P', (side, side)).save(folder/'a.png', bits=1)
+    else: Image.new(mode, (side, side), 4000).save(folder/'a.png')
+    (folder/'a.txt').write_text('one colour')
+
+def picture_checked(folder):
+    from rils_nb.packing import check
+    from rils_nb.readers import open_source
+    print(*check(open_source(f'{folder}/pictures'))[1])
+
+@case(lambda folder: large_png(folder, 'P', 10_000))
+def palette_of_100_megapixels(folder): picture_checked(folder)
+
+@case(lambda folder: large_png(folder, 'P', 5_000))
+def palette_of_25_megapixels(folder): picture_checked(folder)
+
+@case(lambda folder: large_png(folder, 'I;16', 8_000))
+def grey_16_bits_of_64_megapixels(folder): picture_checked(folder)
+
+@case(lambda folder: large_png(folder, 'I;16', 5_000))
+def grey_16_bits_of_25_megapixels(folder): picture_checked(folder)
+
+# Neighbours
+
+@case(lambda folder: None)
+def neighbours_of_21841_classes(folder):
+    import torch
+    from rils_nb.evals.probe import knn
+    g = torch.Generator().manual_seed(0)
+    x, y, x_test = torch.randn(5000, 64, generator=g), torch.randint(21_841, (5000,), generator=g), torch.randn(1500, 64, generator=g)
+    print({k: len(v) for k, v in knn(x, y, x_test, 21_841).items()})
+
 # The command
 
 def run(name, folder):
