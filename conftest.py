@@ -10,6 +10,8 @@ which is how to measure coverage: `coverage run --source rils_nb -m pytest --not
 A notebook whose first cell has the line `- slow: true` is marked slow. A single cell that begins with `#| slow` takes minutes (a real training): it
 is left out unless asked for, `pytest --slow nbs/tutorials/your_own_pairs.ipynb`.
 
+`--shift-seeds 7` adds 7 to every seed that a notebook sets: an assertion that fails then held for one draw of its data alone.
+
 A cell that needs something from outside (a registry, a program) raises `unittest.SkipTest` where that is missing. The cells behind it that need
 nothing of it still run; the notebook is reported as skipped, with the reason and how many cells were left out.
 """
@@ -30,6 +32,7 @@ LIMIT, SLOW_LIMIT = 1800, 7200  # seconds after which a notebook is stopped, wit
 def pytest_addoption(parser):
     parser.addoption('--notebook-workers', type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
                      help="notebooks that run at a time, each in its own process; 0 = in pytest's process")
+    parser.addoption('--shift-seeds', type=int, default=0, help='add this to the seeds that notebooks set: no assertion may hold for one seed alone')
     parser.addoption('--slow', action='store_true', help='run the cells that are marked `#| slow`, too')
 
 def pytest_collect_file(file_path, parent):
@@ -65,6 +68,14 @@ class Skipped:
 
 # One notebook
 
+def shift_seeds(n):
+    "Let data that a notebook makes, and the weights that it draws, come from other seeds."
+    import random
+    import numpy as np
+    import torch
+    for owner, name in ((torch, 'manual_seed'), (np.random, 'default_rng'), (np.random, 'seed'), (random, 'seed')):
+        setattr(owner, name, lambda seed=None, given=getattr(owner, name): given(seed + n if isinstance(seed, int) else seed))
+
 def run_notebook(path, skip_slow):
     "Run the tests of a notebook: what went wrong as text, `Skipped`, or None."
     from execnb.shell import CaptureShell
@@ -74,6 +85,7 @@ def run_notebook(path, skip_slow):
     from importlib import import_module
     folder, before = Path(path).parent, os.getcwd()
     os.chdir(folder)
+    if n := int(os.environ.get('RILS_NB_SHIFT_SEEDS', 0)): shift_seeds(n)
     sys.path[:0] = [str(ROOT), str(folder)]
     shell, missing, left_out = CaptureShell(mpl_format='png'), '', 0
     try:
@@ -166,6 +178,7 @@ class Runs:
 
 def pytest_sessionstart(session):
     if not session.config.option.slow: os.environ['RILS_NB_BRIEF'] = '1'  # notebooks may make less of their data
+    if n := session.config.option.shift_seeds: os.environ['RILS_NB_SHIFT_SEEDS'] = str(n)  # read by each notebook's process
     session.stash[RUNS] = Runs(session)
 def pytest_sessionfinish(session): session.stash[RUNS].close()
 
