@@ -94,7 +94,7 @@ def _square(middle, x):
 def image_view(config):  # -> function of sample, key
     "A random crop of the picture, resized to the square; mirrored at random where the config says so."
     fixed = config.crop == 1
-    crop = eval_view(config.image_size) if fixed else v2.RandomResizedCrop(config.image_size, (config.crop, 1.), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    crop = eval_view(config.image_size) if fixed else v2.RandomResizedCrop(config.image_size, (config.crop, 1.), interpolation=v2.InterpolationMode(config.interpolation), antialias=True)
     turn = v2.RandomHorizontalFlip() if config.flip else lambda x: x
     def view(sample, key):
         x = sample['image']
@@ -104,7 +104,7 @@ def image_view(config):  # -> function of sample, key
 
 # %% ../nbs/07_loader.ipynb #7751cf8d
 def augmented(
-    config,       # Config: image_size
+    config,       # Config: image_size, interpolation
     name,         # of the view: each has its own draws
     size=0,       # side in pixels; 0: image_size
     area=(0.08, 1.), # smallest and largest share of the picture that is seen
@@ -120,7 +120,7 @@ def augmented(
     size = size or config.image_size
     sigma = [max(1e-3, s * size / 224) for s in blur]
     steps = v2.Compose([
-        v2.RandomResizedCrop(size, area, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.RandomApply([v2.ColorJitter(*jitter)], jittered),
+        v2.RandomResizedCrop(size, area, interpolation=v2.InterpolationMode(config.interpolation), antialias=True), v2.RandomApply([v2.ColorJitter(*jitter)], jittered),
         v2.RandomGrayscale(grey), v2.RandomApply([v2.GaussianBlur(2 * max(1, round(3 * sigma[1])) + 1, sigma)], blurred), v2.RandomHorizontalFlip(),
         v2.RandomSolarize(128, solarised)])
     def view(sample, k):
