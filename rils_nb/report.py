@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from .config import FREE, all_recipes, lower_is_better
+from .config import FREE, Config, all_recipes, lower_is_better
 from .core import UserError, notice, printable, write_text
 
 # %% ../nbs/42_report.ipynb #f86d481f
@@ -25,7 +25,7 @@ def _line(text):  # -> dict, or None for what is no result
     kinds = dict(task=str, data=str, model=str, protocol=int, metrics=dict, options=dict)
     if not isinstance(line, dict) or not all(isinstance(line.get(k), t) for k, t in kinds.items()): return None
     finite = all(isinstance(v, (int, float)) and math.isfinite(v) for v in line['metrics'].values())
-    return line if finite and isinstance(line.get('config'), (dict, type(None))) else None
+    return line | dict(config=c and vars(Config()) | c) if finite and isinstance(c := line.get('config'), (dict, type(None))) else None  # fields that a run did not know yet: as by default
 
 def read_results(path):  # run folder, or a results.jsonl -> list of dicts
     "The results of a file; raises `UserError` where there are none."
@@ -212,7 +212,7 @@ def papers(
     for r in asked:
         all_recipes()[r]  # raises for an unknown one
         if r not in listed: raise UserError(f'no figure of a paper is declared for `{r}` (there are some for {", ".join(sorted(listed))})')
-    names = asked or dict.fromkeys(r for row in rows for r in row.recipes if r in listed)
+    names = asked or dict.fromkeys(b for row in rows for r in row.recipes if (b := r.removesuffix('_released').removesuffix('_own')) in listed)
     columns = {f'{r} (paper)': [in_paper(row, r) for row in rows] for r in names}
     if asked and not any(map(any, columns.values())): notice('no row was measured as in the paper, so its figures stand beside none')
     return {label: cells for label, cells in columns.items() if any(cells)}
