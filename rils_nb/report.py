@@ -58,7 +58,7 @@ def newest(lines):  # list of dicts of `read_results` -> list of dicts
 # %% ../nbs/42_report.ipynb #98f5b17b
 def protocol_of(line):  # -> dict: what -> value
     "Under what conditions the figures of a line came about."
-    options, metrics = dict(line['options']), line['metrics']
+    options, metrics = {k: v for k, v in line['options'].items() if k != 'restrict' and (k, v) != ('crop_pct', 0)}, line['metrics']  # as before there were these
     if metrics.get('from_half'): options['train_data'] = 'half of the evaluation data'
     elif options.get('train_data') == '' and line['config']: options['train_data'] = f'that of the run, {line["config"].get("data")}'
     counts = {k: v for k, v in metrics.items() if isinstance(v, int) and (k in ('n', 'classes') or k.startswith('n_'))}

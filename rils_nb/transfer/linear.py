@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import Registry, UserError, key, noise, notice
+from ..loader import eval_view
 from ..losses import global_mean
 from ..masking import from_scores
 from ..methods import METHODS
@@ -87,6 +88,7 @@ class Linear(Labelled):
         standardise=True,  # batch normalisation without weights before the classifier
         solver='lars',     # or sgd, adamw
         head_init=0.01,    # deviation of the classifiers' first weights
+        crop_pct=1.0,      # share of the resized shorter side that evaluations see
         seen=1.0,          # share of the patches that the encoder sees, those that matter most; 1: all
         teacher='',        # whose attention says how much a patch matters: a model as --init takes it; empty: the encoder's own
         student_pixels=False, # the teacher sees the pixels that the encoder sees, and not those of its own normalisation
@@ -102,6 +104,7 @@ class Linear(Labelled):
         if student_pixels and not teacher: raise UserError('student_pixels=true is about the pixels of a teacher, and none is named: leave it out, or give teacher=MODEL')
         self.seen, self.asks, self.student_pixels = seen, teacher, student_pixels
         OPTIMIZERS[solver]
+        self.view = eval_view(self.image_size, crop_pct=crop_pct)
         self.optimizer, self.held_out, self.visual = solver, held_out, self.visual.requires_grad_(False)
         widths = {pool: FEATURES[pool](torch.zeros(1, 2, self.visual.width)).shape[1] for pool, _ in self.grid}
         self.norms = nn.ModuleDict({pool: Standardise(w) if standardise else nn.Identity() for pool, w in widths.items()})
