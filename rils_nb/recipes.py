@@ -13,7 +13,7 @@ __all__ = ['HEAD', 'L10M', 'DINO', 'shapes', 'shapes_clip', 'shapes_siglip', 'sh
            'simclr_b16_l20m_own', 'rils_vision_b16_l10m', 'rils_b16_yfcc15m', 'rils_b16_l50m', 'rils_b16_l100m',
            'clip_b16_l10m', 'mae_b16_l10m', 'mae_clip_b16_l10m', 'rils_b16_l10m', 'mim_lit_b16_l10m',
            'mim_clip_b16_l10m', 'clip_mim_b16_l10m', 'aclip_b16_yfcc15m', 'silc_b16_l20m', 'tips_b16_l20m',
-           'tipsv2_b16_l20m', 'maskclip_b16_yfcc15m', 'maskclip_b32_yfcc15m']
+           'tipsv2_b16_l20m', 'maskclip_b16_yfcc15m', 'maskclip_b32_yfcc15m', 'register_starts']
 
 # %% ../nbs/51_recipes.ipynb #f2974a75
 from dataclasses import replace
@@ -282,3 +282,15 @@ def maskclip_b16_yfcc15m():
 def maskclip_b32_yfcc15m():
     "MaskCLIP, ViT-B/32, YFCC15M: ImageNet zero-shot 38.5, linear 69.1, fine-tuned 79.2 (paper, supplement, Table 1; CLIP there 26.1, 60.5, 74.3)."
     return replace(maskclip_b16_yfcc15m(), size='ViT-B-32')
+
+# %% ../nbs/51_recipes.ipynb #f5f9f5b0
+def register_starts(
+    settings, # recipe whose settings hold for all
+    starts,   # dict: name of a recipe -> (run that it begins from, what it promises)
+):
+    "Register a recipe for each of several starts."
+    def begin_from(run): return lambda: replace(settings(), init=f'runs/{run}')
+    for name, (run, words) in starts.items():
+        made = begin_from(run)
+        made.__name__, made.__doc__, made.__module__ = name, words, settings.__module__
+        register_recipe(made)
