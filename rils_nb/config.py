@@ -36,6 +36,7 @@ class Config:
     label_key:str='label'     # manifest column with names of classes, where there is one
     crop:float=1.0            # smallest share of the image's area that a random crop keeps; 1 = resize, no crop
     flip:bool=False           # mirror half of the images; not for captions that say left or right
+    interpolation:str='bicubic' # how random crops are resized: bicubic, or bilinear as in the code of SLIP, RILS and A-CLIP
     workers:int=0             # data loading processes for each training process
     max_bad:float=0.05        # share of damaged samples at which the run ends
     # optimisation
@@ -47,6 +48,7 @@ class Config:
     warmup:float=0.04         # share of the run in which the learning rate rises from 0
     schedule:str='cosine'     # how it falls to min_lr: cosine, linear, or steps (a tenth after 8/12 of the run, a hundredth after 11/12)
     weight_decay:float=0.1    # AdamW's decay; none on biases, norms, positions, class and mask tokens, logit scale
+    decay_tokens:bool=False   # decay class and mask tokens and the text's positions as well, as in the code of SLIP, A-CLIP and MAE
     beta1:float=0.9           # AdamW's decay of the first moment
     beta2:float=0.98          # AdamW's decay of the second moment
     eps:float=1e-6            # AdamW's epsilon
@@ -91,6 +93,7 @@ RULES = dict(
     beta1=_below_1, beta2=_below_1, eps=_positive, clip_grad=_at_least_0, processes=_at_least_0, log_every=_positive, save_every=_positive,
     keep=_positive, accum=_positive, ema=_below_1, eval_every=_at_least_0, eval_samples=_at_least_0,
     precision=('must be auto, bf16 or float32', lambda v: v in ('auto', 'bf16', 'float32')),
+    interpolation=('must be bicubic or bilinear', lambda v: v in ('bicubic', 'bilinear')),
     schedule=('must be cosine, linear or steps', lambda v: v in ('cosine', 'linear', 'steps')),
     reduce=('must be float32 or bf16', lambda v: v in ('float32', 'bf16')))
 
@@ -195,7 +198,7 @@ def register_recipe(f):  # a function that gives a Config
 
 def all_recipes():  # -> RECIPES, filled
     "Every recipe, by name."
-    for module in ('recipes', 'tuning', 'dense_recipes'): importlib.import_module(f'rils_nb.{module}')
+    for module in ('recipes', 'image_recipes', 'tuning', 'dense_recipes'): importlib.import_module(f'rils_nb.{module}')
     return RECIPES
 
 # %% ../nbs/01_config.ipynb #24e68360

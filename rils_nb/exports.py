@@ -63,7 +63,7 @@ def _timm_config(method, args):  # -> dict, the content of config.json
     size = SIZES[method.config.size]
     n, named = args['num_classes'], dict(label_names=method.classes) if method.classes else {}
     cfg = dict(input_size=[3, method.image_size, method.image_size], mean=size.mean, std=size.std, interpolation='bicubic',
-               crop_pct=1.0, num_classes=n, first_conv='patch_embed.proj', classifier='head', license='')
+               crop_pct=method.view.crop_pct, num_classes=n, first_conv='patch_embed.proj', classifier='head', license='')
     return named | dict(architecture=size.timm, num_classes=n, num_features=method.visual.width,
                         model_args=args | dict(img_size=method.image_size), pretrained_cfg=cfg)
 

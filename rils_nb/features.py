@@ -6,7 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/features.html.md"""
 
 # %% auto #0
 __all__ = ['evaluating', 'device_of', 'finite', 'tokenizer_of', 'text_features', 'token_features', 'patch_features',
-           'over_shifts', 'fine_features', 'subset', 'sharing', 'once', 'features']
+           'over_shifts', 'fine_features', 'subset', 'crop_pct_of', 'describe_view', 'viewing', 'sharing', 'once',
+           'features']
 
 # %% ../nbs/16_features.ipynb #aca80cb1
 import hashlib, math
@@ -19,7 +20,7 @@ from .core import UserError, noise, progress_bar
 from .processes import in_turns, own_turns
 from .samples import BadSample
 from .tokens import tokenize
-from .loader import in_workers
+from .loader import eval_view, in_workers
 from .libraries import _view, name_of, view_of
 
 # %% ../nbs/16_features.ipynb #796af915
@@ -165,6 +166,33 @@ def _encode(model, source, index, batch, workers, encode):
     return dict(image=finite(z, f'image features of `{name_of(model)}`'), captions=captions, index=index, bad=bad, digest=digest,
                 labels=None if None in labels else torch.tensor(labels))
 
+# %% ../nbs/16_features.ipynb #d6344387
+def crop_pct_of(model):  # Method or Library -> float, or None where a library's own transform decides
+    "The share of the resized shorter side that a model sees in evaluations."
+    return getattr(_view(model), 'crop_pct', None)
+
+def describe_view(
+    model,    # Method or Library
+    crop_pct=0., # that was asked for; 0: the model's own view
+):  # -> crop_pct where it is not 1, else 0; the view in words
+    "In which view a model is shown images."
+    share, side = crop_pct or crop_pct_of(model), model.image_size
+    if share is None: return 0., 'that of its library'
+    return share if share < 1 else 0., f'Resize({math.floor(side / share)}) + CenterCrop({side})'
+
+@contextmanager
+def viewing(
+    model,    # Method or Library
+    crop_pct, # share of the resized shorter side that is cut out; 0: the model's own view
+):
+    "Within this block, images are shown to a model in another view."
+    own = vars(model).get('view')
+    if crop_pct: model.view = eval_view(model.image_size, crop_pct=crop_pct)
+    try: yield
+    finally:
+        if own is not None: model.view = own
+        elif crop_pct: del model.view
+
 # %% ../nbs/16_features.ipynb #0a5555c7
 _shared = None
 
@@ -198,4 +226,4 @@ def features(
     "Embeddings of a source's images, with what is known about them; raises `UserError` where they are not finite."
     if not len(source): raise UserError('the data for the evaluation holds no samples')
     make = lambda: _encode(model, source, subset(len(source), n), min(batch, 512), workers, encode or model.encode_image)
-    return once((id(model), id(source), n, encode), make, model, source)
+    return once((id(model), id(source), n, encode, crop_pct_of(model)), make, model, source)

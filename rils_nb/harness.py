@@ -22,7 +22,7 @@ from .core import Registry, UserError, append_jsonl, asked_by, nearest, notice
 from .processes import dividing, tune_cpu, world
 from .readers import open_source
 from .libraries import activations, load_model, name_of, spec_of
-from .features import device_of, sharing
+from .features import describe_view, device_of, sharing
 from .runs import newest
 from .samples import BadSample
 from .scenes import Scenes
@@ -177,7 +177,9 @@ def record(
     for t in dict.fromkeys(k.partition('/')[0] for k in results):
         metrics = {k.partition('/')[2]: v for k, v in results.items() if k.startswith(f'{t}/')}
         own = known.get(t, kwargs) | {k: v for k, v in kwargs.items() if k in known.get(t, kwargs)}
-        append_jsonl(path, named | dict(task=t, metrics=metrics, options=own, config=asdict(config) if config else None))
+        crop_pct, view = describe_view(model, own['crop_pct']) if 'crop_pct' in own and not isinstance(model, str) else (None, '')
+        own, seen = (own | dict(crop_pct=crop_pct), dict(view=view)) if view else (own, {})
+        append_jsonl(path, named | dict(task=t, metrics=metrics, options=own, config=asdict(config) if config else None) | seen)
 
 # %% ../nbs/19_harness.ipynb #e08ba938
 def shown(

@@ -64,6 +64,10 @@ def _last_attention(trunk):  # a timm model -> the attention of its last block, 
     blocks = getattr(trunk, 'blocks', None)
     return getattr(blocks[-1], 'attn', None) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and len(blocks) else None
 
+def _without_registers(trunk, x, class_token):  # a timm model, (B,P+N,D) with P tokens before the patches, whether the first of them is kept -> (B,N,D) or (B,1+N,D)
+    patches = x[:, trunk.num_prefix_tokens:]
+    return torch.cat([x[:, :1], patches], 1) if class_token and trunk.num_prefix_tokens else patches
+
 def _kept_local(model, local):
     if local and model.last_attention is None: raise UserError(f'`{model.name}` has no attention in its last block, so it gives no local features')
     return local_attention(model.last_attention) if local else nullcontext()
@@ -98,14 +102,14 @@ class OpenCLIP(Library):
 
 # %% ../nbs/15_libraries.ipynb #9d45af53
 @patch
-def _of_timm(self:OpenCLIP, image, local=False):       # (B,3,S,S) uint8 -> (B,N,E)
+def _of_timm(self:OpenCLIP, image, local=False, class_token=False):       # (B,3,S,S) uint8 -> (B,N,E), or (B,1+N,E)
     v = self.net.visual
-    with _kept_local(self, local): return v.head(v.trunk.forward_features(self.normalise(image))[:, v.trunk.num_prefix_tokens:])
+    with _kept_local(self, local): return v.head(_without_registers(v.trunk, v.trunk.forward_features(self.normalise(image)), class_token))
 
 @patch
-def _of_open_clip(self:OpenCLIP, image, local=False):  # (B,3,S,S) uint8 -> (B,N,E)
+def _of_open_clip(self:OpenCLIP, image, local=False, class_token=False):  # (B,3,S,S) uint8 -> (B,N,E), or (B,1+N,E)
     v = self.net.visual
-    with _kept_local(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 1:]
+    with _kept_local(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 0 if class_token else 1:]
     return x if v.proj is None else x @ v.proj
 
 # %% ../nbs/15_libraries.ipynb #92bc4ee7
@@ -137,10 +141,10 @@ class Timm(Library):
     def _classify(self, image): return self.head(self.encode_image(image))  # (B,3,S,S) uint8 -> (B,C) logits
     @property
     def last_attention(self): return _last_attention(self.net)
-    def encode_tokens(self, image, local=False):  # (B,3,S,S) uint8, local features or not -> (B,N,D)
+    def encode_tokens(self, image, local=False, class_token=False):  # (B,3,S,S) uint8, local features or not, with the class token before them or not -> (B,N,D) or (B,1+N,D)
         "Features of all patches, or of all places of a convolutional network's last map."
         with _kept_local(self, local): x = self.net.forward_features(self.normalise(image))
-        return x.flatten(2).transpose(1, 2) if x.ndim == 4 else x[:, self.net.num_prefix_tokens:]
+        return x.flatten(2).transpose(1, 2) if x.ndim == 4 else _without_registers(self.net, x, class_token)
 
 # %% ../nbs/15_libraries.ipynb #48f468c2
 OPENERS = Registry('model library')

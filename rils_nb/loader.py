@@ -9,7 +9,7 @@ __all__ = ['VIEWS', 'IGNORED', 'START', 'Plan', 'eval_view', 'image_view', 'augm
            'annotation_of', 'Views', 'collate', 'in_workers', 'loader']
 
 # %% ../nbs/07_loader.ipynb #34ee8095
-import atexit, inspect, os, signal, sys, weakref
+import atexit, inspect, math, os, signal, sys, weakref
 from bisect import bisect_right
 from functools import lru_cache, partial
 from pathlib import Path
@@ -81,20 +81,25 @@ VIEWS = Registry('view')
 def eval_view(
     size,  # side in pixels
     interpolation='bicubic',  # or bilinear
-):  # -> function of (3,H,W) uint8
+    crop_pct=1.,  # side of the square that is cut out, as a share of the resized shorter side
+):  # -> function of (3,H,W) uint8, with its crop_pct
     "Resize the shorter side and cut out the middle square."
-    return partial(_square, v2.Compose([v2.Resize(size, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(size)]))
+    if not 0 < crop_pct <= 1: raise UserError(f'crop_pct is a share of the shorter side, above 0 and at most 1, as 0.875 for 224 of 256 pixels; given {crop_pct}')
+    view = partial(_square, v2.Compose([v2.Resize(math.floor(size / crop_pct), v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(size)]), crop_pct < 1)
+    view.crop_pct = crop_pct
+    return view
 
-def _square(middle, x):
+def _square(middle, by_pil, x):
     h, w = x.shape[-2:]  # a strip of 2 x 8000 pixels would be resized to gigabytes before its middle is taken: cut it first
-    return middle(v2.functional.center_crop(x, [min(h, 8 * w), min(w, 8 * h)]) if max(h, w) > 8 * min(h, w) else x)
+    x = v2.functional.center_crop(x, [min(h, 8 * w), min(w, 8 * h)]) if max(h, w) > 8 * min(h, w) else x
+    return v2.functional.pil_to_tensor(middle(v2.functional.to_pil_image(x))) if by_pil and x.dtype == torch.uint8 else middle(x)
 
 # %% ../nbs/07_loader.ipynb #265cb79b
 @VIEWS.register('image')
 def image_view(config):  # -> function of sample, key
     "A random crop of the picture, resized to the square; mirrored at random where the config says so."
     fixed = config.crop == 1
-    crop = eval_view(config.image_size) if fixed else v2.RandomResizedCrop(config.image_size, (config.crop, 1.), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    crop = eval_view(config.image_size) if fixed else v2.RandomResizedCrop(config.image_size, (config.crop, 1.), interpolation=v2.InterpolationMode(config.interpolation), antialias=True)
     turn = v2.RandomHorizontalFlip() if config.flip else lambda x: x
     def view(sample, key):
         x = sample['image']
@@ -104,7 +109,7 @@ def image_view(config):  # -> function of sample, key
 
 # %% ../nbs/07_loader.ipynb #7751cf8d
 def augmented(
-    config,       # Config: image_size
+    config,       # Config: image_size, interpolation
     name,         # of the view: each has its own draws
     size=0,       # side in pixels; 0: image_size
     area=(0.08, 1.), # smallest and largest share of the picture that is seen
@@ -120,7 +125,7 @@ def augmented(
     size = size or config.image_size
     sigma = [max(1e-3, s * size / 224) for s in blur]
     steps = v2.Compose([
-        v2.RandomResizedCrop(size, area, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.RandomApply([v2.ColorJitter(*jitter)], jittered),
+        v2.RandomResizedCrop(size, area, interpolation=v2.InterpolationMode(config.interpolation), antialias=True), v2.RandomApply([v2.ColorJitter(*jitter)], jittered),
         v2.RandomGrayscale(grey), v2.RandomApply([v2.GaussianBlur(2 * max(1, round(3 * sigma[1])) + 1, sigma)], blurred), v2.RandomHorizontalFlip(),
         v2.RandomSolarize(128, solarised)])
     def view(sample, k):

@@ -100,9 +100,9 @@ def encode_image(self:Method, image):  # (B,3,H,W) uint8 or float from 0 to 1, o
     return self.visual.project(self.visual.pool(self.visual.encode(self.visual.patches(self.as_batch(image)))))
 
 @patch
-def encode_tokens(self:Method, image, local=False):  # as for `encode_image`; local features or not -> (B,N,E)
+def encode_tokens(self:Method, image, local=False, class_token=False):  # as for `encode_image`; local features or not; with the class token before them or not -> (B,N,E) or (B,1+N,E)
     "Projected features of all patches."
-    return self.visual.project(self.visual.encode(self.visual.patches(self.as_batch(image)), local=local)[:, 1:])
+    return self.visual.project(self.visual.encode(self.visual.patches(self.as_batch(image)), local=local)[:, 0 if class_token else 1:])
 
 @patch
 def as_timm(self:Method):  # -> dict of timm's arguments, dict: name in timm -> tensor

@@ -58,9 +58,13 @@ def lars(
     return Lars([g | dict(always_adapt=g['decays']) for g in groups], lr=config.lr, momentum=config.beta1)
 
 # %% ../nbs/29_optim.ipynb #fcfbdf50
-def decays(name, p):  # parameter's name and tensor -> bool
+def decays(
+    name,  # of a parameter
+    p,     # its tensor
+    tokens=False, # class and mask tokens and the text's positions decay, too
+):  # -> bool
     "Whether weight decay applies to a parameter."
-    return p.ndim >= 2 and not name.endswith(('cls_token', 'mask_token', 'pos_embed', 'positional_embedding'))
+    return p.ndim >= 2 and (tokens or not name.endswith(('cls_token', 'mask_token', 'pos_embed', 'positional_embedding')))
 
 def optimizer_of(
     method,  # Method
@@ -69,7 +73,7 @@ def optimizer_of(
     "The optimizer of what the method trains, in groups: with and without decay, by the factor that the method gives to the learning rate."
     groups, factor = {}, getattr(method, 'lr_factor', lambda name: 1.)  # (does it decay?, factor of the learning rate) -> parameters
     for name, p in method.named_parameters():
-        if p.requires_grad: groups.setdefault((decays(name, p), factor(name)), []).append(p)
+        if p.requires_grad: groups.setdefault((decays(name, p, config.decay_tokens), factor(name)), []).append(p)
     groups = [dict(params=p, decays=d, weight_decay=config.weight_decay if d else 0., factor=f) for (d, f), p in sorted(groups.items(), key=lambda g: (not g[0][0], g[0][1]))]
     return OPTIMIZERS[getattr(method, 'optimizer', 'adamw')](groups, config)
 

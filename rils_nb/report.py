@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from .config import FREE, all_recipes, lower_is_better
+from .config import FREE, Config, all_recipes, lower_is_better
 from .core import UserError, notice, printable, write_text
 
 # %% ../nbs/42_report.ipynb #f86d481f
@@ -25,7 +25,7 @@ def _line(text):  # -> dict, or None for what is no result
     kinds = dict(task=str, data=str, model=str, protocol=int, metrics=dict, options=dict)
     if not isinstance(line, dict) or not all(isinstance(line.get(k), t) for k, t in kinds.items()): return None
     finite = all(isinstance(v, (int, float)) and math.isfinite(v) for v in line['metrics'].values())
-    return line if finite and isinstance(line.get('config'), (dict, type(None))) else None
+    return line | dict(config=c and vars(Config()) | c) if finite and isinstance(c := line.get('config'), (dict, type(None))) else None  # fields that a run did not know yet: as by default
 
 def read_results(path):  # run folder, or a results.jsonl -> list of dicts
     "The results of a file; raises `UserError` where there are none."
@@ -58,7 +58,7 @@ def newest(lines):  # list of dicts of `read_results` -> list of dicts
 # %% ../nbs/42_report.ipynb #98f5b17b
 def protocol_of(line):  # -> dict: what -> value
     "Under what conditions the figures of a line came about."
-    options, metrics = dict(line['options']), line['metrics']
+    options, metrics = {k: v for k, v in line['options'].items() if k != 'restrict' and (k, v) != ('crop_pct', 0)}, line['metrics']  # as before there were these
     if metrics.get('from_half'): options['train_data'] = 'half of the evaluation data'
     elif options.get('train_data') == '' and line['config']: options['train_data'] = f'that of the run, {line["config"].get("data")}'
     counts = {k: v for k, v in metrics.items() if isinstance(v, int) and (k in ('n', 'classes') or k.startswith('n_'))}
@@ -165,9 +165,9 @@ def _shots(*pairs): return {f'{k}_shot': pair for k, pair in zip((1, 2, 5, 10), 
 def _recall(*values): return dict(zip(('i2t_r1', 'i2t_r5', 'i2t_r10', 't2i_r1', 't2i_r5', 't2i_r10'), values))
 
 PAPER = dict(  # task -> what its line must say, recipe -> figure -> % or (%, deviation)
-    zeroshot=(dict(n=50_000, top1_chance=1/1000), dict(  # RILS, Tables 9 and 10 (Table 6 is the suite's); A-CLIP; MaskCLIP's supplement
-        rils_vision_b16_l10m=dict(top1=34.8), mim_lit_b16_l10m=dict(top1=13.2), mim_clip_b16_l10m=dict(top1=34.4),
-        aclip_b16_yfcc15m=dict(top1=43.9), maskclip_b16_yfcc15m=dict(top1=44.5), maskclip_b32_yfcc15m=dict(top1=38.5))),
+    zeroshot=(dict(n=50_000, top1_chance=1/1000), dict(  # RILS, Tables 9, 10 and A2 (Table 6 is the suite's); A-CLIP; MaskCLIP's supplement
+        rils_vision_b16_l10m=dict(top1=34.8), mim_lit_b16_l10m=dict(top1=13.2), mim_clip_b16_l10m=dict(top1=34.4), clip_b16_l10m=dict(top1=32.1), mae_clip_b16_l10m=dict(top1=34.2),
+        rils_b16_l10m=dict(top1=37.5), rils_b16_yfcc15m=dict(top1=41.5), rils_b16_l50m=dict(top1=49.4), rils_b16_l100m=dict(top1=50.6), aclip_b16_yfcc15m=dict(top1=43.9), maskclip_b16_yfcc15m=dict(top1=44.5), maskclip_b32_yfcc15m=dict(top1=38.5))),
     low_shot=(dict(n=50_000, classes=1000), dict(        # RILS, Table 4
         mae_b16_l20m=_shots((3.4, .12), (5.2, .21), (10.1, .10), (14.8, .20)), clip_b16_l20m=_shots((19.4, .18), (29.2, .61), (39.8, .39), (46.3, .15)),
         slip_b16_l20m=_shots((17.7, .33), (27.2, .56), (38.6, .55), (46.4, .06)),
@@ -212,7 +212,7 @@ def papers(
     for r in asked:
         all_recipes()[r]  # raises for an unknown one
         if r not in listed: raise UserError(f'no figure of a paper is declared for `{r}` (there are some for {", ".join(sorted(listed))})')
-    names = asked or dict.fromkeys(r for row in rows for r in row.recipes if r in listed)
+    names = asked or dict.fromkeys(b for row in rows for r in row.recipes if (b := r.removesuffix('_released').removesuffix('_own')) in listed)
     columns = {f'{r} (paper)': [in_paper(row, r) for row in rows] for r in names}
     if asked and not any(map(any, columns.values())): notice('no row was measured as in the paper, so its figures stand beside none')
     return {label: cells for label, cells in columns.items() if any(cells)}

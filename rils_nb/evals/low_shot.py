@@ -19,7 +19,7 @@ from ..core import UserError, key, noise, write_text, printable
 from ..readers import READERS, open_source
 from ..samples import BadSample
 from ..sources import Wrapper
-from ..features import device_of, features, finite
+from ..features import device_of, features, finite, viewing
 from ..viz import styled
 from ..harness import task, won
 from .probe import backbone, fit_linear, split, training_data
@@ -199,20 +199,8 @@ def right_of(
     return {k: torch.tensor(v, dtype=torch.float64) for k, v in out.items()}
 
 # %% ../../nbs/evals/27_low_shot.ipynb #e7c3053f
-@task('low_shot', 'features', 'labels', auto=False)
-def low_shot(
-    model,   # Method or Library
-    config,  # Config: eval_samples, batch and workers bound the work
-    source,  # any reader of labelled images
-    *,
-    train_data='',      # labelled data that probes are trained on; empty = the run's, or half of the evaluation data
-    shots='1,2,5,10',   # training images of each class
-    draws=3,            # lists of training images for each, over which the mean is taken
-    seed=0,             # of the draws
-    lists='',           # folder of lists of training images: those that exist are read, the others written; empty = neither
-):  # -> dict: 1_shot, ... with deviation over the draws and chance, classes, n, from_half where it learned from a half of the data
-    "Logistic regression on the frozen features of a few images of each class."
-    ks, named = _numbers(shots, draws), list(getattr(source, 'classes', None) or [])
+def _low_shot(model, config, source, train_data, ks, draws, seed, lists):
+    named = list(getattr(source, 'classes', None) or [])
     f = features(model, source, config.eval_samples, config.batch, config.workers, backbone(model))
     if f['labels'] is None: raise UserError('some samples have no label, which low_shot needs')
     def draw(pool, classes, ks): return draw_lists(pool, classes, ks, draws, seed, lists, lambda rows: _encode(pool, rows, model, config, tested))
@@ -231,6 +219,22 @@ def low_shot(
     right, out = right_of(pool, found, classes, f['image'][test], f['labels'][test], device), {}
     for k, v in right.items(): out |= {f'{k}_shot': v.mean().item()} | ({f'{k}_shot_std': v.std().item()} if draws > 1 else {}) | {f'{k}_shot_chance': 1 / len(classes)}
     return out | (dict(from_half=1) if len(test) < len(f['labels']) else {}) | dict(classes=len(classes), n=len(test))
+
+@task('low_shot', 'features', 'labels', auto=False)
+def low_shot(
+    model,   # Method or Library
+    config,  # Config: eval_samples, batch and workers bound the work
+    source,  # any reader of labelled images
+    *,
+    train_data='',      # labelled data that probes are trained on; empty = the run's, or half of the evaluation data
+    shots='1,2,5,10',   # training images of each class
+    draws=3,            # lists of training images for each, over which the mean is taken
+    seed=0,             # of the draws
+    lists='',           # folder of lists of training images: those that exist are read, the others written; empty = neither
+    crop_pct=0.,        # share of the resized shorter side that is shown, 0.875 in MSN's protocol; 0 = the model's own view
+):  # -> dict: 1_shot, ... with deviation over the draws and chance, classes, n, from_half where it learned from a half of the data
+    "Logistic regression on the frozen features of a few images of each class."
+    with viewing(model, crop_pct): return _low_shot(model, config, source, train_data, _numbers(shots, draws), draws, seed, lists)
 
 # %% ../../nbs/evals/27_low_shot.ipynb #a01b443d
 @styled

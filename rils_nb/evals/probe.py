@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from ..core import UserError, noise
 from ..readers import open_source
-from ..features import device_of, features, finite, once
+from ..features import device_of, features, finite, once, viewing
 from ..harness import task
 
 # %% ../../nbs/evals/22_probe.ipynb #a9867568
@@ -199,11 +199,13 @@ def probe(
     *,
     train_data='',      # labelled data that probes are trained on; empty = the run's, or half of the evaluation data
     train_samples=5000, # at most so many training images; 0 = all
+    crop_pct=0.,        # share of the resized shorter side that is shown, as 0.875 in the protocols of DINO and MAE; 0 = the model's own view
 ):  # -> dict: linear, knn1, knn20 with chance, log10_c chosen, n_train, n, from_half where it learned from a half of the data
     "Linear probe and nearest neighbours on frozen features."
-    f = features(model, source, config.eval_samples, config.batch, config.workers, backbone(model))
-    if f['labels'] is None: raise UserError('some samples have no label, which probe needs')
-    train, test = training_half(model, config, source, f, train_data, train_samples)
+    with viewing(model, crop_pct):
+        f = features(model, source, config.eval_samples, config.batch, config.workers, backbone(model))
+        if f['labels'] is None: raise UserError('some samples have no label, which probe needs')
+        train, test = training_half(model, config, source, f, train_data, train_samples)
     (x, y), (x_test, y_test) = [(a.to(device_of(model)), b.to(device_of(model))) for a, b in (train, test)]
     if len(y.unique()) < 2 or not len(y_test):
         raise UserError(f'a probe needs two classes or more to learn, and the {len(y)} training images have {len(y.unique())}')

@@ -43,7 +43,7 @@ def three_boxes(
 CROPS = 'first', 'second', 'around'
 
 def related(
-    config,       # Config: image_size
+    config,       # Config: image_size, interpolation
     name,         # of one of the crops, or `boxes`, which tells where they lie
     area=(0.5, 1.), # smallest and largest share of the picture that a view shows
     jitter=(0.4, 0.4, 0.2, 0.1), # of brightness, contrast, saturation and hue
@@ -61,7 +61,7 @@ def related(
     def view(sample, k):
         boxes = three_boxes(*sample['image'].shape[1:], area[0], key(k, 'boxes'))
         if name == 'boxes': return torch.tensor(boxes, dtype=torch.float32)
-        x = v2.functional.resized_crop(sample['image'], *boxes[CROPS.index(name)], [size, size], v2.InterpolationMode.BICUBIC, antialias=True)
+        x = v2.functional.resized_crop(sample['image'], *boxes[CROPS.index(name)], [size, size], v2.InterpolationMode(config.interpolation), antialias=True)
         if name == 'around': return x
         with seeded(key(k, name)): return colours(x)
     return view

@@ -18,6 +18,7 @@ from timm.layers import calculate_drop_path_rates
 from timm.models import group_parameters
 from ..config import parse_opts
 from ..core import Registry, UserError, noise
+from ..loader import eval_view
 from ..methods import METHODS, options
 from ..processes import world
 from .augment import mix_pairs, mix_view, mixed_loss, strong_view
@@ -102,6 +103,7 @@ class Finetune(Labelled):
         randaugment='rand-m9-mstd0.5-inc1', # timm's words for RandAugment; empty: none
         erasing=0.0,       # how often a rectangle is filled with noise
         head_init=2e-5,    # deviation of the classifier's first weights
+        crop_pct=1.0,      # share of the resized shorter side that evaluations see
         **more,
     ):
         super().__init__(config, **more)
@@ -111,7 +113,7 @@ class Finetune(Labelled):
         add_classifier(self.visual.trunk, self.n_classes, pool, head_init)
         self.paths, self.pool, self.smoothing, self.mixes = drop_paths(self.visual.trunk, drop_path), pool, smoothing, bool(mixup or cutmix)
         self.rates = {f'visual.trunk.{k}': v for k, v in layer_rates(self.visual.trunk, layer_decay).items()}
-        self.views['image'] = partial(strong_view, randaugment=randaugment, erasing=erasing)
+        self.view, self.views['image'] = eval_view(self.image_size, crop_pct=crop_pct), partial(strong_view, randaugment=randaugment, erasing=erasing)
         if self.mixes: self.views['mix'] = partial(mix_view, mixup=mixup, cutmix=cutmix, prob=mix_prob, switch=switch_prob)
         for make_view in (v for v in self.views.values() if v): make_view(config)                 # what is wrong with them is said now
 

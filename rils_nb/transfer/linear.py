@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import Registry, UserError, key, noise, notice
+from ..loader import eval_view
 from ..losses import global_mean
 from ..masking import from_scores
 from ..methods import METHODS
@@ -87,8 +88,10 @@ class Linear(Labelled):
         standardise=True,  # batch normalisation without weights before the classifier
         solver='lars',     # or sgd, adamw
         head_init=0.01,    # deviation of the classifiers' first weights
+        crop_pct=1.0,      # share of the resized shorter side that evaluations see
         seen=1.0,          # share of the patches that the encoder sees, those that matter most; 1: all
         teacher='',        # whose attention says how much a patch matters: a model as --init takes it; empty: the encoder's own
+        student_pixels=False, # the teacher sees the pixels that the encoder sees, and not those of its own normalisation
         **more,
     ):
         super().__init__(config, **more)
@@ -98,8 +101,10 @@ class Linear(Labelled):
         n = self.visual.n_patches
         if not 1 <= seen * n <= n: raise UserError(f'seen is a share of the {n} patches, from 1/{n} to 1, given {seen}')
         if teacher and seen == 1: raise UserError(f'teacher={teacher} says which patches are seen, and seen=1 shows all of them: give a smaller share, as seen=0.5')
-        self.seen, self.asks = seen, teacher
+        if student_pixels and not teacher: raise UserError('student_pixels=true is about the pixels of a teacher, and none is named: leave it out, or give teacher=MODEL')
+        self.seen, self.asks, self.student_pixels = seen, teacher, student_pixels
         OPTIMIZERS[solver]
+        self.view = eval_view(self.image_size, crop_pct=crop_pct)
         self.optimizer, self.held_out, self.visual = solver, held_out, self.visual.requires_grad_(False)
         widths = {pool: FEATURES[pool](torch.zeros(1, 2, self.visual.width)).shape[1] for pool, _ in self.grid}
         self.norms = nn.ModuleDict({pool: Standardise(w) if standardise else nn.Identity() for pool, w in widths.items()})
@@ -136,7 +141,7 @@ def scores(self:Linear, image):  # (B,3,H,W) uint8 -> (B,N)
     "How much each patch matters: attention of the teacher, or of the encoder's own last block."
     if self.asks and self.teacher is None: raise UserError(
         f'this classifier sees the patches that its teacher `{self.asks}` chooses, and what a config names is not opened by itself: name the teacher, rils-eval RUN --teacher {self.asks}')
-    if self.asks: return ask(self.teacher, image)[1]
+    if self.asks: return ask(self.teacher, image, student=self.visual if self.student_pixels else None)[1]
     attn, token = self.last_attention, self.visual.trunk.global_pool == 'token'
     look = lambda attn, x: attention_to_patches(attn, x, self.visual.n_patches, class_token=token)
     with overheard(attn, look) as looks: self.visual.encode(self.visual.patches(image))
