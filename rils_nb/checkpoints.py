@@ -1,4 +1,4 @@
-"""Which folders are the checkpoints of a run, in which order, which of them is the best, and how one goes.
+"""The checkpoint folders of a run: their names, their order, the best one, and how one is removed.
 
 Docs: https://rils-nb.github.io/rils_nb/checkpoints.html.md"""
 
@@ -14,20 +14,20 @@ from pathlib import Path
 from .core import aside_of, reading, writing
 
 # %% ../nbs/13b_checkpoints.ipynb #d5e1a731
-def checkpoint_name(step):  # how many steps were made -> str
-    "What the checkpoint of a step is called."
+def checkpoint_name(step):  # number of completed steps -> str
+    "The name of a step's checkpoint."
     return f'step-{step:07}'
 
 def checkpoints_of(run):  # run folder -> list of folders
-    "The checkpoints that a run has written, the newest last."
+    "The checkpoints of a run, the newest last."
     folder = Path(run)/'checkpoints'
     with reading(folder): names = set(os.listdir(folder)) if folder.is_dir() else ()
     steps = sorted({int(n[5:]) for n in names if re.fullmatch('step-[0-9]{7,}', n)})
     return [folder/checkpoint_name(s) for s in steps if checkpoint_name(s) in names and (folder/checkpoint_name(s)).is_dir()]
 
 # %% ../nbs/13b_checkpoints.ipynb #26bac3a6
-def follow(path):  # checkpoints/best -> the folder that it stands for; another path: itself
-    "Where a name of a checkpoint leads."
+def follow(path):  # checkpoints/best -> the folder that it links to; another path: itself
+    "The folder that the name of a checkpoint links to."
     path = Path(path)
     if path.is_symlink(): return path.resolve()
     if path.name != 'best' or not path.is_file(): return path
@@ -35,10 +35,10 @@ def follow(path):  # checkpoints/best -> the folder that it stands for; another 
     return path.with_name(name.decode()) if re.fullmatch(b'step-[0-9]{7,}', name) else path
 
 def link(
-    path,    # that leads there from now on, whatever it was
+    path,    # the link; replaced if it exists
     folder,  # beside it
 ):
-    "Make `path` lead to a folder, in one step."
+    "Make `path` a link to a folder, atomically."
     aside = aside_of(path)
     with writing(path):
         try: os.symlink(folder.name, aside, target_is_directory=True)
@@ -47,12 +47,12 @@ def link(
 
 # %% ../nbs/13b_checkpoints.ipynb #a28f14ce
 def remove_folder(path):
-    "Delete a folder; its name is gone in one step."
+    "Delete a folder; its name disappears atomically."
     aside = aside_of(path)
     with writing(path): os.rename(path, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../nbs/13b_checkpoints.ipynb #78fe39b9
-def sweep(folder):  # that nobody writes to now
-    "Remove what killed processes left aside in a folder."
+def sweep(folder):  # that no process is writing to
+    "Remove the temporary files of killed processes from a folder."
     for p in Path(folder).glob('.*.aside'): shutil.rmtree(p, ignore_errors=True) if p.is_dir() and not p.is_symlink() else p.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The few things that every other module leans on: errors for people, registries, reproducible randomness, and files that are never half-written.
+"""Helpers that every other module uses: one-line errors, registries, reproducible random numbers and atomic file writes.
 
 Docs: https://rils-nb.github.io/rils_nb/core.html.md"""
 
@@ -19,34 +19,34 @@ except ImportError: fcntl = None  # Windows
 
 # %% ../nbs/00_core.ipynb #f12c272a
 class UserError(Exception):
-    "A mistake in what the user gave: shown as one line, without a traceback."
+    "A mistake of the user: shown as one line, without a traceback."
 
 class LocalError(UserError):
-    "A `UserError` that one process of several meets alone."
+    "A `UserError` that occurs in a single process of several."
 
 # %% ../nbs/00_core.ipynb #6df3ff6a
 def _is_plain(c): return c in '\u200c\u200d' or unicodedata.category(c) not in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')  # the two joiners belong to words and emoji
 
 def printable(text):
-    "Text on one line that a terminal shows and does not obey."
+    "Text on one line, with control characters escaped, so that a terminal shows and does not interpret them."
     text = str(text)
     return text if text.isascii() and text.isprintable() else ''.join(c if _is_plain(c) else c.encode('unicode_escape').decode() for c in text)
 
 # %% ../nbs/00_core.ipynb #bc8d52d6
-def _speaks(): return os.environ.get('RANK', '0') == '0'  # the process that says what all have to say; before there is a process group, too
+def _speaks(): return os.environ.get('RANK', '0') == '0'  # whether this process prints messages common to all; works before a process group exists, too
 
 def _say(words):
     try: print(printable(words), file=sys.stderr, flush=True)
-    except OSError: sys.stderr = open(os.devnull, 'w')  # it goes to a file, and the disk is full: the exit code speaks
+    except OSError: sys.stderr = open(os.devnull, 'w')  # stderr is a file and the disk is full: the exit code still reports the error
 
 @lru_cache(None)
 def notice(words):
-    "Say something on stderr: once, however often it is found, and by one process of several."
+    "Print a warning on stderr, once per text and only on rank 0."
     if _speaks(): _say(words)
 
 # %% ../nbs/00_core.ipynb #011db441
 @contextmanager
-def asked_by(flag):  # as '--data'
+def asked_by(flag):  # e.g. '--data'
     "Within this block, a `UserError` begins with the flag whose value it is about."
     try: yield
     except UserError as e: raise type(e)(f'{flag}: {e}') from e
@@ -72,7 +72,7 @@ def command(main):  # a function that reads `sys.argv`
 
 # %% ../nbs/00_core.ipynb #07b4ae09
 def nearest(name, choices):  # -> str: "; did you mean `x`?" or ''
-    "Phrase that suggests the choice most like `name`, empty when none is alike."
+    "Phrase that suggests the choice closest to `name`; empty when none is close."
     near = difflib.get_close_matches(str(name), [str(c) for c in choices], n=1, cutoff=0.5)
     return f'; did you mean `{near[0]}`?' if near else ''
 
@@ -81,7 +81,7 @@ class Registry(dict):
     "Named components of one kind; looking up an unknown name raises a `UserError` that lists the valid ones."
     def __init__(self,
         kind,      # e.g. 'method', used in error messages
-        items=(),  # dict of components to begin with
+        items=(),  # dict of initial components
     ):
         super().__init__(items)
         self.kind = kind
@@ -108,7 +108,7 @@ def noise(
     n,     # numbers per sample
 ):  # -> (B,n) float64 in [0, 1)
     "Uniform random numbers that are a pure function of each sample's key."
-    import torch  # here, so that a command which only reads its arguments need not wait for it
+    import torch  # imported here, so that a command that only parses its arguments starts fast
     golden = -7046029254386353131  # 2^64 / golden ratio, as int64
     x = keys[:, None] + golden * torch.arange(1, n + 1, device=keys.device)
     x = (x ^ _shift(x, 30)) * -4658895280553007687
@@ -127,16 +127,16 @@ def seeded(key):  # integer in [0, 2^63)
 
 # %% ../nbs/00_core.ipynb #e8068cf6
 @contextmanager
-def writing(path):  # what is written, for the message
-    "Within this block, an error of the disk is a `UserError`."
+def writing(path):  # path to name in the message
+    "Within this block, a disk error becomes a `UserError`."
     try: yield
     except OSError as e: raise UserError(f'cannot write `{path}`: {e.strerror or e}')
 
-def _sync(path):  # a file's content, or a folder's list of names, reaches the disk
+def _sync(path):  # flush a file's content, or a folder's list of names, to the disk
     folder = os.path.isdir(path)
-    try: fd = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows syncs no file that is open for reading alone
+    try: fd = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows cannot sync a file that is open for reading only
     except PermissionError:
-        if folder: return  # Windows opens no folders
+        if folder: return  # Windows cannot open folders
         raise
     try: os.fsync(fd)
     except OSError as e:
@@ -144,8 +144,8 @@ def _sync(path):  # a file's content, or a folder's list of names, reaches the d
     finally: os.close(fd)
 
 # %% ../nbs/00_core.ipynb #16094328
-def aside_of(path):  # -> Path, not there
-    "A hidden name beside `path` that nobody else uses: neither another process nor another machine on the same file system."
+def aside_of(path):  # -> Path that does not exist yet
+    "A hidden temporary name beside `path`, unique over processes and over machines that share the file system."
     path = Path(path)
     return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.aside')
 
@@ -170,7 +170,7 @@ def write_text(
 # %% ../nbs/00_core.ipynb #a5751347
 @contextmanager
 def writing_folder(path):  # yields the folder to write into
-    "Write a folder atomically: it appears under `path` when the `with` block ends well, and not at all otherwise."
+    "Write a folder atomically: it appears under `path` when the `with` block succeeds, and not at all otherwise."
     path, aside = Path(path), aside_of(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,25 +191,25 @@ SUMS = 'SHA256SUMS'
 def _sum(path):
     with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-def write_sums(folder):  # in which all files are written
-    "Write down the SHA-256 of all files of a folder."
+def write_sums(folder):  # whose files are all complete
+    "Write the SHA-256 checksums of all files of a folder."
     files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name != SUMS)
     write_text(Path(folder)/SUMS, ''.join(f'{_sum(p)}  {p.name}\n' for p in files))
 
 # %% ../nbs/00_core.ipynb #20560d17
 @contextmanager
-def reading(path):  # what is read, for the message
-    "Within this block, a file that may not be read is a `UserError`."
+def reading(path):  # path to name in the message
+    "Within this block, a file without read permission becomes a `UserError`."
     try: yield
     except PermissionError as e: raise UserError(f'cannot read `{e.filename or path}`: {e.strerror}; its owner has to allow it, or give another one')
 
 def _differs(path, digest):
     try: return not path.is_file() or _sum(path) != digest
     except PermissionError: raise
-    except OSError: return True  # the disk cannot read it any more
+    except OSError: return True  # the disk can no longer read it
 
-def wrong_sums(folder):  # -> list of names, empty where there are no sums
-    "The files of a folder that are missing or differ from what was written; raises `UserError` where they may not be read."
+def wrong_sums(folder):  # -> list of names, empty where there are no checksums
+    "The files of a folder that are missing or differ from their checksums; raises `UserError` where read permission is missing."
     folder = Path(folder)
     with reading(folder):
         if not (folder/SUMS).exists(): return []
@@ -221,7 +221,7 @@ def wrong_sums(folder):  # -> list of names, empty where there are no sums
 class _Busy(Exception): "Another process has the lock."
 
 def _lock_posix(path):  # -> the file, open and locked
-    for left in range(9, -1, -1):  # not for ever: there may be file systems whose numbers of files say nothing
+    for left in range(9, -1, -1):  # bounded: some file systems may have no reliable file numbers
         file = open(path, 'a+')
         try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -234,11 +234,11 @@ def _lock_posix(path):  # -> the file, open and locked
 
 # %% ../nbs/00_core.ipynb #7310931b
 @contextmanager
-def _locked(path):  # yields the file, which this process alone has, and removes it
+def _locked(path):  # yields the locked file, and removes it afterwards
     if fcntl:
         with _lock_posix(path) as file:
             try: yield file
-            finally: Path(path).unlink(missing_ok=True)  # before the lock is gone
+            finally: Path(path).unlink(missing_ok=True)  # before the lock is released
         return
     from filelock import FileLock, Timeout
     try: lock = FileLock(f'{path}.lock').acquire(timeout=0)
@@ -246,21 +246,21 @@ def _locked(path):  # yields the file, which this process alone has, and removes
     with lock:
         try:
             with open(path, 'a+') as file: yield file
-        finally: Path(path).unlink(missing_ok=True)      # Windows removes no open file
+        finally: Path(path).unlink(missing_ok=True)      # Windows cannot remove an open file
 
 # %% ../nbs/00_core.ipynb #a5d0d65e
-def _words(path):  # of who is in
+def _words(path):  # the file's text: which process holds the lock
     try: return path.read_text().strip()
-    except OSError: return ''  # gone meanwhile
+    except OSError: return ''  # removed in the meantime
 
-_held = {}  # (process, real path of the file) -> who in this process has it
+_held = {}  # (process, real path of the file) -> the caller in this process that holds it
 
 @contextmanager
 def only_one(
-    path,    # file, which is gone afterwards
-    does='', # what is done meanwhile, in words; empty: working in its folder
+    path,    # lock file, removed afterwards
+    does='', # what the process does meanwhile, for the message; empty: working in its folder
 ):
-    "Within this block, no other process or thread may be in it for the same file: that one gets a `UserError`."
+    "Lock `path` for this block; a second process or thread that tries to gets a `UserError`."
     path, me, name = Path(path), object(), f'process {os.getpid()} on {socket.gethostname()}'
     busy = lambda who: UserError(f'{who or "another process"} is {does or f"working in `{path.parent}`"}: wait until it ends, or stop it')
     mine = os.getpid(), os.path.realpath(path)
@@ -277,19 +277,19 @@ def only_one(
     finally: del _held[mine]
 
 # %% ../nbs/00_core.ipynb #dbf5d914
-def append_jsonl(path, record):  # record: a dict of what JSON knows
+def append_jsonl(path, record):  # record: a dict that JSON can hold
     "Append one JSON line."
     with writing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, 'ab+') as f:
-            if f.tell():  # a line that a crash cut short must not swallow this one
+            if f.tell():  # begin a new line after one that a crash cut short
                 f.seek(-1, os.SEEK_END)
                 if f.read(1) != b'\n': f.write(b'\n')
             f.write((json.dumps(record) + '\n').encode())
 
 # %% ../nbs/00_core.ipynb #91415a87
 def read_jsonl(path):  # -> list of dicts
-    "Read JSON lines; a line that is not whole is left out."
+    "Read JSON lines; an incomplete line is skipped."
     def parse(line):
         try: return json.loads(line)
         except ValueError: return None
@@ -306,7 +306,7 @@ def progress_bar(
     *args,    # of tqdm
     **kwargs, # of tqdm
 ):  # -> tqdm
-    "A progress bar where somebody sees it: of one process of several."
+    "A progress bar in a terminal or notebook, on rank 0 only."
     page = in_jupyter() and importlib.util.find_spec('ipywidgets')
     if page: from tqdm.notebook import tqdm
     else: from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Detection and segmentation with the settings of each paper, as a name; and one of each for the scenes and for data of one's own.
+"""Named recipes for detection and segmentation with the settings of each paper, and one of each for the scenes and for your own data.
 
 Docs: https://rils-nb.github.io/rils_nb/dense.html.md"""
 
@@ -48,7 +48,7 @@ def detect_rils_b16():
 @register_recipe
 def detect_rils_b16_lvis():
     """RILS of `rils_b16_l20m`, LVIS, 25 epochs: 33.8 for boxes, 31.6 for masks (paper, Tables 2 and A7).
-    The paper does not say how it treats rare classes; here as all others. Scores from 0.02 and 300 objects an image are ViTDet's."""
+    The paper does not say how it treats rare classes; here they are treated like all others. Scores from 0.02 and 300 objects per image are ViTDet's."""
     lvis = 'coco:lvis/lvis_v1_{split}.json,images=coco'
     return replace(detect_rils_b16(), data=lvis.format(split='train') + ',empty=false', eval_data=lvis.format(split='val'), lr=2e-4, opts='score=0.02,most=300')
 
@@ -56,8 +56,8 @@ LVIS_STEPS = 25 * 100_170 // 16
 
 @register_recipe
 def detect_rils_b16_lvis_federated():
-    """The same with ViTDet's settings for rare classes: shown more often (`repeat`), and each image is asked about 50 classes with scores of their own (`federated`).
-    The paper follows ViTDet and does not name them. 25 epochs are counted without repetitions, as there."""
+    """The same with ViTDet's settings for rare classes: repeat-factor sampling (`repeat`), and the federated loss over 50 classes (`federated`).
+    The paper follows ViTDet and does not name them. 25 epochs are counted without repetitions, as in ViTDet."""
     found = detect_rils_b16_lvis()
     return replace(found, data=found.data + ',repeat=0.001', epochs=0.0, steps=LVIS_STEPS, warmup=250 / LVIS_STEPS, opts='score=0.02,most=300,federated=50')
 
@@ -72,7 +72,7 @@ def detect_rils_b16_low_shot():
 TABLE_2 = dict(  # recipe without its prefix -> method, its run, boxes and masks of COCO, of LVIS
     mae_b16_l20m=('MAE', 'mae_b16_l20m', (48.1, 42.4), (31.0, 29.6)), clip_b16=('CLIP', 'clip_b16_l20m', (47.7, 42.0), (32.3, 30.5)),
     slip_b16=('SLIP', 'slip_b16_l20m', (46.5, 41.5), (32.4, 30.8)), mae_clip_b16=('MAE+CLIP', 'mae_clip_b16_l20m', (48.1, 42.4), (32.6, 30.7)))
-TABLE_5 = {1: 0.86, 2: 6.46, 5: 16.94, 20: 31.97, 50: 40.41}  # share of COCO in % -> boxes of RILS
+TABLE_5 = {1: 0.86, 2: 6.46, 5: 16.94, 20: 31.97, 50: 40.41}  # fraction of COCO in % -> boxes of RILS
 
 def _found(method, run, data, figures): return f'{method} of `{run}`, {data}, 25 epochs: {figures[0]} for boxes, {figures[1]} for masks (paper, Table 2).'
 
@@ -92,7 +92,7 @@ for share in TABLE_5: register_recipe(_low_shot(share))
 @register_recipe
 def detect_milan_b16():
     """MILAN, ViT-B/16, COCO, 12 epochs, the rate falls to a tenth after 8 and 11: 52.6 for boxes, 45.5 for masks (paper, Tables 3 and A.1).
-    The paper's pyramid is that of MAE's detection; jitter and warm-up, of which it says nothing, are those of Table A7."""
+    The paper's pyramid is that of MAE's detection; jitter and warm-up, which it does not give, are those of Table A7."""
     return replace(detect(), **_coco('runs/milan_b16_in1k'), epochs=12.0, lr=2e-4, schedule='steps', opts='layer_decay=0.75')
 
 @register_recipe
@@ -103,7 +103,7 @@ def detect_milan_l16():
 @register_recipe
 def detect_maskclip_b16():
     """MaskCLIP, ViT-B/16, COCO, 12 epochs at one scale, the rate falls to a tenth after 8 and 11 (supplement, section B).
-    There the shorter side had 800 pixels and at most 1,333 the longer one, here the longer one has 1,024."""
+    In the paper the shorter side has 800 pixels and the longer one at most 1,333; here the longer one has 1,024."""
     return replace(detect(), **_coco('runs/maskclip_b16_yfcc15m'), epochs=12.0, weight_decay=0.05, schedule='steps', opts='layer_decay=0.75,jitter=1:1')
 
 # %% ../nbs/53_dense.ipynb #e8c3c4c5
@@ -178,7 +178,7 @@ def segment_maskclip_b16():
 
 @register_recipe
 def segment_revcolv2_b():
-    "RevColV2-B with UperNet on the levels of its last column, ADE20K (supplement, 1.4). What it does not say is as in Table A6."
+    "RevColV2-B with UperNet on the levels of its last column, ADE20K (supplement, 1.4). Settings that it does not give are as in Table A6."
     return replace(segment(), **_ade20k('runs/revcolv2_b_in1k'), size='RevColV2-B', lr=4e-5, checkpointing=True)
 
 @register_recipe

@@ -1,4 +1,4 @@
-"""Run any model over any data: what every evaluation and every picture needs first.
+"""Run any model over any data: the embeddings that every evaluation and every figure needs.
 
 Docs: https://rils-nb.github.io/rils_nb/features.html.md"""
 
@@ -26,7 +26,7 @@ from .libraries import _view, name_of, view_of
 # %% ../nbs/16_features.ipynb #796af915
 @contextmanager
 def evaluating(model):  # the model in evaluation mode, without gradients
-    "Lend a model to an evaluation and give it back as it was."
+    "Put a model into evaluation mode, and restore the mode of each module afterwards."
     training = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -35,15 +35,15 @@ def evaluating(model):  # the model in evaluation mode, without gradients
         for m, t in training.items(): m.training = t
 
 def device_of(model):  # -> torch.device
-    "Where a model is."
+    "The device of a model."
     return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 # %% ../nbs/16_features.ipynb #7ea42e57
 def finite(
     z,     # (n,...) features or scores
-    what,  # they are, for the message
+    what,  # name of the values, for the message
 ):  # -> z
-    "`z` itself; raises `UserError` where some of its rows are not finite."
+    "`z` itself; raises `UserError` if some of its rows are not finite."
     bad = int((~z.isfinite()).reshape(len(z), -1).any(1).sum()) if z.numel() else 0
     if bad: raise UserError(f'{bad} of {len(z)} {what} are not finite (NaN or infinity), so nothing can be measured: '
                             'look for skipped steps in the log of its run, or evaluate an earlier checkpoint')
@@ -57,11 +57,11 @@ def tokenizer_of(model):  # -> function of a list of str
 def text_features(
     model,      # with a text tower
     texts,      # list of str
-    batch=256,  # texts encoded at a time
+    batch=256,  # number of texts encoded at a time
 ):  # -> (T,E) float32 on the CPU, not normalised
     "Embeddings of texts; raises `UserError` for a model without a text tower."
     if getattr(model, 'encode_text', None) is None: raise UserError(f'`{name_of(model)}` has no text tower, so texts cannot be embedded')
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # captions of like length together: less padding
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # captions of similar length together: less padding
     tok, device, out = tokenizer_of(model), device_of(model), [None] * len(texts)
     parts = [order[a:a + batch] for a in range(0, len(order), batch)]
     encode = lambda part: model.encode_text(tok([texts[i] for i in part]).to(device)).float().cpu()
@@ -73,10 +73,10 @@ def text_features(
 # %% ../nbs/16_features.ipynb #752acdfb
 def token_features(
     model,      # Method or Library
-    image,      # (B,3,S,S) uint8, as the model wants it
-    local=None, # local features, or the plain ones; None: local ones where the model has them
-):  # -> (B,N,E) normalised, where the model is
-    "Embeddings of all patches of images of the model's own size; raises `UserError` for a model that gives none."
+    image,      # (B,3,S,S) uint8, in the model's size
+    local=None, # local features or plain ones; None: local ones if the model has them
+):  # -> (B,N,E) normalised, on the model's device
+    "Embeddings of all patches of images of the model's own size; raises `UserError` if the model has none."
     encode = getattr(model, 'encode_tokens', None)
     if encode is None: raise UserError(f'`{name_of(model)}` gives no features of patches')
     local = getattr(model, 'last_attention', None) is not None if local is None else local
@@ -98,9 +98,9 @@ def _moved(x, dx, dy):  # (B,3,H,W) uint8, by dx pixels to the right and dy down
 
 # %% ../nbs/16_features.ipynb #13fd6643
 def over_shifts(
-    f,        # function of (B,3,S,S) uint8 -> (B,N,K), what is known of each of its N patches
+    f,        # function of (B,3,S,S) uint8 -> (B,N,K), values of its N patches
     image,    # (B,3,S,S) uint8
-    shifts=4, # per direction; the map has so many cells for each patch, along each side
+    shifts=4, # number of shifts per direction, and of cells along each side of a patch
 ):  # -> (B,h*shifts,w*shifts,K)
     "A map finer than the patches, averaged over shifts of the image by less than a patch."
     total = count = 0
@@ -110,7 +110,7 @@ def over_shifts(
             z = f(_moved(image, dx * part // shifts, dy * part // shifts) if part else image)
             side = math.isqrt(z.shape[1])
             fine = z.unflatten(1, (side, side)).repeat_interleave(shifts, 1).repeat_interleave(shifts, 2)     # (B,h*s,w*s,K)
-            back = lambda v: F.pad(v[:, dy:, dx:], (0, 0, 0, dx, 0, dy))                                      # to where it was
+            back = lambda v: F.pad(v[:, dy:, dx:], (0, 0, 0, dx, 0, dy))                                      # shifted back
             total, count = total + back(fine), count + back(fine.new_ones(1, side * shifts, side * shifts, 1))
     return total / count
 
@@ -126,8 +126,8 @@ def fine_features(
 
 # %% ../nbs/16_features.ipynb #02c3176b
 def subset(
-    total,  # how many samples there are
-    n,      # at most so many are chosen; 0 = all
+    total,  # number of samples
+    n,      # maximum to choose; 0 = all
 ):  # -> ascending list of indices below total
     "A random but fixed choice of samples; n = 0: all."
     if not n or n >= total: return list(range(total))
@@ -151,8 +151,8 @@ def _whole(rows): return [r for r in rows if r is not None]
 def _encode(model, source, index, batch, workers, encode):
     parts, device = [range(len(index))[a:a + batch] for a in range(0, len(index), batch)], device_of(model)
     read = iter(DataLoader(_Views(model, source, index), batch_sampler=own_turns(parts), collate_fn=_whole,
-                           generator=torch.Generator(), **in_workers(workers)))                          # else it draws from the global one
-    def encoded(_):                                                                                         # -> (b,D), what else is known of these
+                           generator=torch.Generator(), **in_workers(workers)))                          # otherwise it draws from the global one
+    def encoded(_):                                                                                         # -> (b,D), labels and the like
         rows = next(read)
         z = encode(torch.stack([r[1] for r in rows]).to(device)).float().cpu() if rows else None
         return z, [(i, captions, label, digest) for i, _, captions, label, digest in rows]
@@ -198,18 +198,18 @@ _shared = None
 
 @contextmanager
 def sharing():
-    "Within this block, what `once` makes is made once: features of the same model and data."
+    "Within this block, `once` caches its results: features of the same model and data."
     global _shared
     outer, _shared = _shared, {} if _shared is None else _shared
     try: yield
     finally: _shared = outer
 
 def once(
-    what,   # hashable: says what it is
+    what,   # hashable: key of the cache
     make,   # function without arguments
-    *alive, # objects whose ids stand in `what`; they are kept, so that an id stays theirs
-):  # -> what `make` gives
-    "Make something, within `sharing` only the first time."
+    *alive, # objects whose ids are in `what`; kept alive, so that no other object gets the id
+):  # -> the result of `make`
+    "Call `make`; within `sharing`, only the first time."
     if _shared is None: return make()
     if what not in _shared: _shared[what] = make(), alive
     return _shared[what][0]
@@ -218,12 +218,12 @@ def once(
 def features(
     model,      # Method or Library
     source,     # any reader
-    n=0,        # at most so many samples; 0 = all
-    batch=256,  # images encoded at a time, at most 512
-    workers=0,  # processes that read images
+    n=0,        # maximum number of samples; 0 = all
+    batch=256,  # number of images encoded at a time, at most 512
+    workers=0,  # number of processes that read images
     encode=None,# function of (B,3,S,S) uint8 -> (B,D); None: model.encode_image
 ):  # -> dict: image (n,D) float32, labels (n,) or None, captions (list of lists), index (list), digest (list of int), bad (int)
-    "Embeddings of a source's images, with what is known about them; raises `UserError` where they are not finite."
+    "Embeddings of a source's images, with labels and captions; raises `UserError` if they are not finite."
     if not len(source): raise UserError('the data for the evaluation holds no samples')
     make = lambda: _encode(model, source, subset(len(source), n), min(batch, 512), workers, encode or model.encode_image)
     return once((id(model), id(source), n, encode, crop_pct_of(model)), make, model, source)

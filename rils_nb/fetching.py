@@ -1,4 +1,4 @@
-"""What a library does while it opens a model is watched: what it warns of, what it leaves random, and whom it asks.
+"""Checks on other libraries while they open a model: their warnings, random weights, and access to a hub.
 
 Docs: https://rils-nb.github.io/rils_nb/fetching.html.md"""
 
@@ -17,13 +17,13 @@ from .core import UserError, notice
 
 # %% ../nbs/14a_fetching.ipynb #43f3905e
 @contextmanager
-def hearing():  # yields a list of (name of a logger, text), which fills
-    "Within this block, what libraries warn of is put into the list in place of being printed."
+def hearing():  # yields a list of (name of a logger, text) that is filled
+    "Within this block, warnings of libraries are put into the list instead of being printed."
     heard, calls, handler = [], logging.Logger.callHandlers, logging.NullHandler()
     def call(logger, record):
         if record.levelno < logging.WARNING: return calls(logger, record)
         heard.append((record.name, ' '.join(record.getMessage().split())))
-    logging.root.addHandler(handler)                             # else the first record of all would set up handlers for good
+    logging.root.addHandler(handler)                             # otherwise the very first record would install handlers permanently
     logging.Logger.callHandlers = call
     try:
         with warnings.catch_warnings(record=True) as said: yield heard
@@ -34,8 +34,8 @@ def hearing():  # yields a list of (name of a logger, text), which fills
 
 # %% ../nbs/14a_fetching.ipynb #6050a454
 @contextmanager
-def watching_loads():  # yields a list of (module, names of its tensors that nothing was found for), which fills
-    "Within this block, each `load_state_dict` puts what it lacked into the list."
+def watching_loads():  # yields a list of (module, names of its missing tensors) that is filled
+    "Within this block, each `load_state_dict` adds its missing tensors to the list."
     loads, load = [], nn.Module.load_state_dict
     def watched(module, *args, **kwargs):
         result = load(module, *args, **kwargs)
@@ -48,16 +48,16 @@ def watching_loads():  # yields a list of (module, names of its tensors that not
 # %% ../nbs/14a_fetching.ipynb #7b309ea4
 @contextmanager
 def closing_hub():
-    "Within this block, the Hugging Face hub is not asked; files that it gave before are found."
-    hub = sys.modules.get('huggingface_hub.constants')               # there where one of the libraries uses it
+    "Within this block, no request goes to the Hugging Face hub; cached files are found."
+    hub = sys.modules.get('huggingface_hub.constants')               # imported if one of the libraries uses it
     before = getattr(hub, 'HF_HUB_OFFLINE', None)
     if hub: hub.HF_HUB_OFFLINE = True
     try: yield
     finally:
         if hub: hub.HF_HUB_OFFLINE = before
 
-def asked_hub(error):  # an exception -> str, what a closed hub was asked for; or ''
-    "What an error says of a hub that was closed; the hub itself only says that there is no connection."
+def asked_hub(error):  # an exception -> str, what was requested of a closed hub; or ''
+    "The file that was requested of a closed hub; the hub's own error only reports a missing connection."
     while error is not None and type(error).__name__ != 'OfflineModeIsEnabled': error = error.__cause__ or error.__context__
     return next(iter(re.findall(r'https?://\S+?(?=:? )', str(error))), 'a hub') if error is not None else ''
 
@@ -65,11 +65,11 @@ def asked_hub(error):  # an exception -> str, what a closed hub was asked for; o
 @contextmanager
 def fetching(
     spec,          # shown in messages
-    trained=False, # weights were promised
-    local=False,   # of a folder
-    expected='',   # beginning of a warning that was dealt with
+    trained=False, # trained weights were requested
+    local=False,   # whether the model is a folder
+    expected='',   # beginning of a warning that is already handled
 ):
-    "Within this block a library opens a model: what fails is a `UserError`, what is warned of is said."
+    "Within this block a library opens a model: failures raise `UserError`, warnings are printed."
     with hearing() as heard:
         try:
             with torch.random.fork_rng(devices=[]), closing_hub() if local else nullcontext():
@@ -78,7 +78,7 @@ def fetching(
         except UserError: raise
         except Exception as e:
             if hub := asked_hub(e): raise UserError(f'`{spec}`: its config names {hub}, and a folder is opened without asking a hub: fetch that first, where you trust it')
-            words = [' '.join(str(e).split()), *(text for name, text in heard if not name.startswith('huggingface_hub') and text not in str(e))]  # the hub gives advice
+            words = [' '.join(str(e).split()), *(text for name, text in heard if not name.startswith('huggingface_hub') and text not in str(e))]  # the hub's are advice
             raise UserError(f'`{spec}` could not be opened: {"; ".join(w[:300] for w in words)}')
     random = [text for _, text in heard if re.search('random(ly)? init|initiali[sz]ed (randomly|partially)|No pretrained', text, re.I)]
     if random and trained: raise UserError(f'`{spec}` has no weights for all of it, and a model that is random in parts says nothing: {random[0]}')

@@ -1,4 +1,4 @@
-"""Images in a folder, with a text file of captions beside each or sorted by class.
+"""Folders of images: each with a text file of captions beside it, or sorted into a folder for each class.
 
 Docs: https://rils-nb.github.io/rils_nb/folders.html.md"""
 
@@ -22,7 +22,7 @@ JUNK = frozenset('__macosx @eadir @tmp @recycle @recently-snapshot #recycle #sna
                  + ['system volume information', 'network trash folder', 'temporary items', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r'])  # in small letters
 
 def is_hidden(name):
-    "Whether a file or folder is hidden, or something that an archive or a system keeps beside the data."
+    "Whether a file or folder is hidden, or belongs to an archive format or an operating system."
     return name[0] == '.' or name.lower() in JUNK
 
 def _folder(path):
@@ -33,7 +33,7 @@ def _is_folder(entry):
     try: return entry.is_dir()
     except OSError: return False  # a link to itself
 
-def _link_in(entry):  # the path of a folder, where a file without a suffix holds nothing else
+def _link_in(entry):  # the path of a folder, if a file without a suffix holds nothing else
     try:
         if '.' in entry.name or not 0 < entry.stat().st_size < 1024 or not entry.is_file(): return ''
         with open(entry.path, encoding='utf-8') as f: text = f.read().strip()
@@ -42,9 +42,9 @@ def _link_in(entry):  # the path of a folder, where a file without a suffix hold
 
 def walk_folders(
     root, # folder
-    bad=None, # list that is appended to, as (kind, where): folders that cannot be read
-):  # yields the path of a folder below the root ('' of itself) and a list of the names of its files; None for a folder that was read under another name
-    "Every folder once, links followed; what is hidden is left out."
+    bad=None, # list to append (kind, where) to: folders that cannot be read
+):  # yields the path of a folder below the root ('': the root) and the names of its files (None: already read under another name)
+    "Every folder once, with links followed and without hidden entries."
     root, top = os.fspath(root), os.path.realpath(root)
     real, links, seen = [('', top)], [], set()
     while real or links:
@@ -103,7 +103,7 @@ def _pair_up(names):  # of a folder's files -> list of (image, file of captions)
 _PARTS = re.compile('(train(ing|val)?|val(id(ation)?)?|dev(elopment)?|test(ing)?|eval(uation)?|holdout|unlabell?ed)([-_ ]?(set|split|data|images?|imgs?))?[-_ ]?[0-9]{0,4}', re.I)
 
 class Folder(Source):
-    "Images with a .txt of captions beside each."
+    "Images, each with a .txt of captions beside it."
     def __init__(self, path, **_):
         self.bad, found, lost, shards = [], {}, [], []
         for below, names in walk_folders(_folder(path), self.bad):
@@ -123,7 +123,7 @@ class Folder(Source):
         p = self.paths[i]
         return read_bytes(p), p.suffix, read_bytes(p.with_name(self.texts[i]) if i in self.texts else p.with_suffix('.txt')), None, str(p)
 
-def _no_pairs(path, lost, shards):  # the message for a folder without a pair
+def _no_pairs(path, lost, shards):  # error message for a folder without a pair
     alone, unread = [n for n, kind, _ in lost if kind == 'pair'], Counter(_suffix(n) or 'without a suffix' for n, kind, _ in lost if kind == 'image')
     return (f'no pairs in the folder `{path}`: it has {len(alone)} images and none with a .txt of the same name beside it'
             + f', and {unread.total()} files that are not read ({", ".join(f"{n} {s}" for s, n in unread.most_common(3))})' * bool(unread)
@@ -152,7 +152,7 @@ class ClassFolders(Source):
     def raw(self, i):
         p, label = self.paths[i]
         return read_bytes(p), p.suffix, None, label, str(p)
-    def _say(self, path):  # what is left out
+    def _say(self, path):  # notices about what is left out
         some = lambda names: f'{len(names)}, ' + ', '.join(f'`{name_line(n)}`' for n in names[:3]) + ', ...' * (len(names) > 3)
         if self.beside: notice(f'beside the class folders of `{path}` lie pictures that belong to no class and are left out: {some(self.beside)}')
         if self.empty_folders: notice(f'folders of `{path}` without an image of their own are no classes: {some(self.empty_folders)}')
@@ -176,7 +176,7 @@ def _check_classes(path, found, texts):  # folders -> their images; folders with
                                                     f'if those are the classes, give one of them alone, as {Path(path, classes[0])}')
 
 # %% ../nbs/05b_folders.ipynb #bc719cd1
-def _has_classes(root):  # images in subfolders, and none of the first has a caption beside it
+def _has_classes(root):  # whether images are in subfolders, and none of the first has a caption beside it
     top = below = 0
     for folder, names in walk_folders(root):
         images = [n for n in names or () if _suffix(n) in IMAGES]

@@ -1,4 +1,4 @@
-"""One contract for all evaluations, one command to run them, one file format for what comes out.
+"""One contract for all evaluations, one command to run them, one file format for their results.
 
 Docs: https://rils-nb.github.io/rils_nb/harness.html.md"""
 
@@ -33,8 +33,8 @@ EVALS = Registry('task')
 
 def task(
     name,
-    *needs,  # names in NEEDS: what must be there for the figures to mean something
-    auto=True,  # run where nobody says which; False: only by its name
+    *needs,  # names in NEEDS: what the model and the data must have
+    auto=True,  # run when no task is named; False: only when it is named
 ):
     "Decorator that registers an evaluation."
     def add(evaluate):
@@ -52,7 +52,7 @@ def hit(
     "Recall@k of each query when ties are broken at random."
     a, t, r = (torch.as_tensor(v).double() for v in (a, t, r))
     miss = torch.ones_like(a)
-    for j in range(k):  # one more place of the tied group is looked at, as long as places are left
+    for j in range(k):  # one more place of the tied group, as long as places are left
         miss = torch.where(j < k - a, miss * ((t - r - j) / (t - j).clamp(min=1)).clamp(min=0), miss)
     return 1 - miss
 
@@ -60,7 +60,7 @@ def hit(
 def won(
     scores,  # (n,C)
     right,   # (n,C) bool, the right answers
-):  # -> (n,) probability that the winner is right
+):  # -> (n,) probability that the prediction is right
     "Whether the best of each row is right when ties are broken at random."
     best = scores == scores.amax(1, keepdim=True)
     return (best & right).sum(1) / best.sum(1)
@@ -104,7 +104,7 @@ def missing(
     model,   # Method or Library
     source,  # any reader
 ):  # -> str, empty when nothing is missing
-    "What stands in the way of a task, in one line."
+    "Why a task cannot run, in one line."
     unmet = [NEEDS[n][1] for n in EVALS[name].needs if not NEEDS[n][0](model, source)]
     return unmet[0].format(model=name_of(model), task=name) if unmet else ''
 
@@ -116,7 +116,7 @@ def import_tasks():
 def choose(
     model,       # Method or Library
     source,      # any reader
-    tasks=None,  # list of names, 'a,b', or None: all that fit, but those that run only by name
+    tasks=None,  # list of names, 'a,b', or None: all that fit, except those with `auto=False`
 ):  # -> list of names
     "The tasks to run; raises `UserError` for one that is unknown or does not fit."
     import_tasks()
@@ -131,7 +131,7 @@ def choose(
 
 # %% ../nbs/19_harness.ipynb #e6fe47d6
 def options(evaluate):  # -> dict: keyword-only argument -> default
-    "What can be chosen about an evaluation."
+    "The options of an evaluation."
     return {p.name: p.default for p in inspect.signature(evaluate).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 def _say_if_trained_on(model, config):  # paths are compared, so `data/a` and `data/./a` are the same
@@ -143,10 +143,10 @@ def run_tasks(
     model,   # Method or Library
     config,  # Config: eval_samples, batch and workers bound the work
     source,  # any reader
-    tasks=None,  # list of names, 'a,b', or None: all that fit, but those that run only by name
+    tasks=None,  # list of names, 'a,b', or None: all that fit, except those with `auto=False`
     **kwargs,    # options of the tasks
 ):  # -> dict: 'task/metric' -> value
-    "Run evaluations on one model; all is checked before the first begins."
+    "Run evaluations on one model; everything is checked before the first begins."
     names, results = choose(model, source, tasks), {}
     _say_if_trained_on(model, config)
     with sharing():
@@ -156,20 +156,20 @@ def run_tasks(
     return results
 
 # %% ../nbs/19_harness.ipynb #0538e702
-def built_of(model):  # Method or Library, or in words -> dict: activations of its towers, and the teacher that it asks, where there are some
-    "What of a model its name does not say."
+def built_of(model):  # Method or Library, or a description -> dict: activations of its towers, and its teacher, where it has them
+    "Properties of a model that its name does not give."
     if isinstance(model, str): return {}
     acts, teacher = activations(model) if isinstance(model, torch.nn.Module) else {}, getattr(getattr(model, 'teacher', None), 'spec', None)
     return ({'activations': acts} if acts else {}) | ({'teacher': teacher} if teacher else {})
 
 def record(
     path,     # .jsonl file, appended to
-    model,    # the model, or in words where it came from
-    data,     # str: where the data came from
+    model,    # the model, or a description of its origin
+    data,     # str: the spec of the data
     results,  # dict as `run_tasks` gives it
     step=None,    # of the checkpoint
-    columns={},   # those of a table that were read, where they are not the usual ones
-    **kwargs,     # options of the tasks, where they were given; the others are written as they are by default
+    columns={},   # columns of a table that were read, where they are not the defaults
+    **kwargs,     # options of the tasks that were given; the others are written with their defaults
 ):
     "Append one line for each task."
     config, known = getattr(model, 'config', None), {t: options(f) for t, f in EVALS.items()}
@@ -183,17 +183,17 @@ def record(
 
 # %% ../nbs/19_harness.ipynb #e08ba938
 def shown(
-    name,  # of the figure, without its task
+    name,  # of the metric, without its task
     value, # float or int
-    std=None, # its deviation, where there is one
+    std=None, # its standard deviation, if any
 ):  # -> str
-    "A figure for people: shares in percent, counts as they are, what ends in _nats as a number."
+    "A metric for people: fractions in percent, counts unchanged, names in _nats as a number."
     if isinstance(value, int): return str(value)
     scale, digits, unit = (1, 3, '') if name.endswith('_nats') else (100, 1, ' %')
     return f'{scale * value:.{digits}f}' + (f' ± {scale * std:.{digits}f}' if std is not None else '') + unit
 
 def table(results):  # dict as `run_tasks` gives it -> str
-    "Results as aligned text, with chance beside them."
+    "Results as aligned text, with the chance level beside them."
     rows = [('task', 'figure', 'value', 'chance')]
     for k, v in results.items():
         t, _, metric = k.partition('/')
@@ -208,7 +208,7 @@ def bounds(
     model,  # Method or Library
     a,      # dict of FLAGS
 ):  # -> Config
-    "The config under which a model is evaluated: that of its run, with what the command line says."
+    "The config under which a model is evaluated: that of its run, with the values of the command line."
     config = getattr(model, 'config', None) or Config(batch=256)
     asked = dict(eval_samples='n', batch='batch', workers='workers', eval_data='data',
                  image_key='image_key', caption_key='caption_key', label_key='label_key')
@@ -216,9 +216,9 @@ def bounds(
 
 # %% ../nbs/19_harness.ipynb #0e3059af
 def where(spec):  # a model's spec -> (checkpoint's step or None, the run's results.jsonl or None)
-    "What a run says about itself by the names of its folders."
+    "The step and the results file of a run, from the names of its folders."
     if not Path(spec).exists(): return None, None
-    folder = newest(spec) if spec_of(spec) == str(spec) else Path(spec)  # what was exported has no checkpoints
+    folder = newest(spec) if spec_of(spec) == str(spec) else Path(spec)  # an exported model has no checkpoints
     step = re.fullmatch(r'step-(\d+)', folder.name)
     run = folder.parent.parent if folder.parent.name == 'checkpoints' else folder
     return int(step[1]) if step else None, run/'results.jsonl'
@@ -228,7 +228,7 @@ def on_device(
     model,     # Method or Library
     device='', # cpu, cuda, ...; empty: cuda if there is one
 ):  # -> the model, there
-    "Put a model where it shall compute; raises `UserError` where it cannot."
+    "Move a model to a device; raises `UserError` where that fails."
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     if device.startswith('cpu'): tune_cpu()
     try: return model.to(device)
@@ -237,9 +237,9 @@ def on_device(
 # %% ../nbs/19_harness.ipynb #34fbb0ba
 def meet_teacher(
     model,   # Method or Library
-    teacher, # what `load_model` takes; empty: none is named
+    teacher, # a spec for `load_model`; empty: none
 ):
-    "Hand a model the teacher that somebody names; the one that its config names is not opened."
+    "Give a model the named teacher; the one in its config is not opened."
     asks = getattr(model, 'asks', '')
     if teacher and not asks: raise UserError(f'--teacher {teacher}: `{name_of(model)}` asks no teacher')
     if teacher:
@@ -249,7 +249,7 @@ def meet_teacher(
 
 # %% ../nbs/19_harness.ipynb #a7d3e784
 @contextmanager
-def launched(device):  # cpu, cuda, ... or empty; the block gets where this process computes
+def launched(device):  # cpu, cuda, ... or empty; yields the device of this process
     "Join the other processes that `accelerate launch` started, if it did."
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         yield device
@@ -263,7 +263,7 @@ def evaluate_command(
     a,    # dict: model, and perhaps tasks, data, n, batch, workers, image_key, caption_key, out, device, teacher
     own,  # dict of the tasks' options
 ):  # -> dict of results
-    "What `rils-eval` does: evaluate a model, print the table and append the lines; several processes do it together."
+    "Run `rils-eval`: evaluate a model, print the table and append the lines; several processes share the work."
     import_tasks()
     with launched(a.get('device', '')) as device:
         model = load_model(a['model'])
@@ -284,18 +284,18 @@ def evaluate_command(
 
 # %% ../nbs/19_harness.ipynb #b887c0cb
 def evaluate(
-    model,      # a model, or what `load` takes: a run folder, open_clip:NAME/TAG, timm:NAME/pretrained
-    data='',    # a source, or what `open_source` takes; empty: the evaluation data of the run, or scenes:split=val
-    tasks=None, # list of names, or 'a,b'; None: all that fit, but those that run only by name
+    model,      # a model or its spec: a run folder, open_clip:NAME/TAG, timm:NAME/pretrained
+    data='',    # a source or its spec; empty: the evaluation data of the run, or scenes:split=val
+    tasks=None, # list of names, or 'a,b'; None: all that fit, except those with `auto=False`
     *,
-    n=2000,     # at most so many samples; 0 = all
+    n=2000,     # maximum number of samples; 0 = all
     batch=256,  # images encoded at a time
     workers=0,  # processes that read images
-    device='',  # cpu, cuda, ...; empty: where the model is, or cuda if there is one
-    image_key='',   # column of image paths in a table; empty: the one that the run was trained with
+    device='',  # cpu, cuda, ...; empty: the model's device, or cuda if there is one
+    image_key='',   # column of image paths in a table; empty: that of the run's training
     caption_key='', # column of captions, likewise
     label_key='',   # column of names of classes, likewise
-    teacher='',     # of a model that asks one, what `load` takes
+    teacher='',     # spec of the teacher, for a model that needs one
     **kwargs,   # options of the tasks
 ):  # -> dict: 'task/figure' -> value; `table` shows it
     "Evaluate a model on data."

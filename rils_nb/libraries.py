@@ -1,4 +1,4 @@
-"""Open any model, one of open_clip's or timm's as well as an own run, and treat all alike.
+"""Open any model, an own run or one of open_clip's or timm's, behind one interface.
 
 Docs: https://rils-nb.github.io/rils_nb/libraries.html.md"""
 
@@ -56,7 +56,7 @@ class Library(nn.Module):
         for k, v in (('mean', mean), ('std', std)): self.register_buffer(k, torch.tensor(v).view(-1, 1, 1))
 
     def normalise(self, image):  # (B,3,S,S) uint8 or float from 0 to 1, or a list of paths or PIL images -> float
-        "Pixels as the library's model wants them."
+        "Pixels, normalised for the library's model."
         return (unit_pixels(as_batch(image, self.view, self.size).to(self.mean.device)) - self.mean) / self.std
 
 # %% ../nbs/15_libraries.ipynb #2c3e9d42
@@ -132,7 +132,7 @@ def activations(model):  # Method or Library -> dict: image, and text where ther
 # %% ../nbs/15_libraries.ipynb #68d32684
 class Timm(Library):
     "A model of timm: images only."
-    def __init__(self, name, net, head=None, classes=None):  # head: the classifier that was taken off `net`; classes: what they are called
+    def __init__(self, name, net, head=None, classes=None):  # head: the classifier removed from `net`; classes: their names
         cfg = timm.data.resolve_model_data_config(net)
         super().__init__(name, net, cfg['input_size'][-2:], cfg['mean'], cfg['std'], timm.data.create_transform(**cfg))
         if head is not None: self.head, self.classes, self.classify = head, classes, self._classify
@@ -142,7 +142,7 @@ class Timm(Library):
     @property
     def last_attention(self): return _last_attention(self.net)
     def encode_tokens(self, image, local=False, class_token=False):  # (B,3,S,S) uint8, local features or not, with the class token before them or not -> (B,N,D) or (B,1+N,D)
-        "Features of all patches, or of all places of a convolutional network's last map."
+        "Features of all patches, or of all positions of a convolutional network's last map."
         with _kept_local(self, local): x = self.net.forward_features(self.normalise(image))
         return x.flatten(2).transpose(1, 2) if x.ndim == 4 else _without_registers(self.net, x, class_token)
 
@@ -154,29 +154,29 @@ def quick_gelu_of(
     base,    # name of a model in open_clip
     weights, # tag of its weights
 ):  # -> whether these weights were trained with QuickGELU, whether open_clip builds this model with it
-    "What open_clip's own tables say of the activation."
+    "The activation according to open_clip's two tables."
     return open_clip.get_pretrained_cfg(base, weights).get('quick_gelu', False), open_clip.get_model_config(base).get('quick_gelu', False)
 
 def _say_activation(spec, base, weights):  # -> dict of arguments of `create_model`
     trained, built = quick_gelu_of(base, weights)
     if trained != built: notice(f'{spec} is built with {"QuickGELU" if trained else "GELU"}, which its weights were trained with (`{base}` alone has {"QuickGELU" if built else "GELU"})')
-    return dict(force_quick_gelu=trained, quick_gelu=trained)  # the second is for what `force` cannot take away
+    return dict(force_quick_gelu=trained, quick_gelu=trained)  # the second for models from which `force` cannot remove it
 
 # %% ../nbs/15_libraries.ipynb #fdaadf3c
-def _parts(name):  # what stands behind the prefix -> source: local-dir, hf-hub or ''; its folder or name; NAME, or all of it where there is a source; weights
+def _parts(name):  # a spec without its prefix -> source: local-dir, hf-hub or ''; its folder or name; NAME, or everything where there is a source; weights
     source, colon, rest = name.partition(':')
     if colon and '/' not in source: return source, rest, name, ''
     base, _, weights = name.partition('/')
     return '', '', base, weights
 
-def _file_of(weights):  # what stands behind the slash -> a safetensors file, or None where it is the name of weights
+def _file_of(weights):  # the part behind the slash -> a safetensors file, or None where it is the name of weights
     path = Path(weights)
     if not path.suffix or not (path.exists() or path.suffix in ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')): return None
     if not path.is_file(): raise UserError(f'the file of weights `{path}` does not exist')
     if path.suffix != '.safetensors': raise UserError(describe(path))
     return path
 
-def _say_rest(spec, base, model):  # what the name says, and the file does not
+def _say_rest(spec, base, model):  # report what comes from the name, since the file does not record it
     short = lambda v: ' '.join(f'{x:.3g}' for x in v.flatten().tolist())
     acts = ' and '.join(dict.fromkeys(activations(model).values()))
     notice(f'{spec}: as `{base}` has it{f", the activation is {acts}, and" if acts else ""} pixels are given the mean {short(model.mean)} and the deviation {short(model.std)}; '
@@ -208,7 +208,7 @@ def open_open_clip(name):  # NAME, NAME/PRETRAINED, NAME/FILE.safetensors, local
     return _say_rest(spec, base, model) if file else model
 
 # %% ../nbs/15_libraries.ipynb #dafe4d15
-def _take_off(net, missing=()):  # a timm model, its tensors that are random -> (its classifier, names of the classes), which it has no longer; or (None, None)
+def _take_off(net, missing=()):  # remove the classifier of a timm model; `missing`: its random tensors -> (classifier, names of the classes) or (None, None)
     head, subset, names = net.get_classifier(), timm.data.infer_imagenet_subset(net), net.pretrained_cfg.get('label_names')
     if not names and subset: names = timm.data.ImageNetInfo(subset).label_names()
     net.reset_classifier(0)
@@ -253,7 +253,7 @@ def _library_of(name):  # NAME or NAME/WEIGHTS, without a prefix -> str, empty w
     return 'open_clip' if base in open_clip.list_models() else 'timm' if timm.is_model(base) else ''
 
 def spec_of(given):  # run, checkpoint or exported folder, or a spec -> a spec
-    "What a folder was exported for goes before its name."
+    "Put the library that a folder was exported for before its name."
     kind = kind_of_folder(given)
     return f'{kind}:local-dir:{Path(given)}' if kind in ('open_clip', 'timm') else str(given)
 
@@ -269,7 +269,7 @@ def load_model(
 
 # %% ../nbs/15_libraries.ipynb #c487c393
 def name_of(model):  # -> str
-    "What messages and results call a model."
+    "The name of a model in messages and results."
     return model.config.method if hasattr(model, 'config') else getattr(model, 'name', type(model).__name__)
 
 # %% ../nbs/15_libraries.ipynb #ef3c31c5
@@ -279,5 +279,5 @@ def view_of(
     model,  # Method or Library
     image,  # (3,H,W) uint8
 ):  # -> (3,S,S) uint8
-    "An image as `model` wants it."
+    "An image, prepared for `model`."
     return _view(model)(image)

@@ -1,4 +1,4 @@
-"""Which sample comes when, what a method sees of it, and batches in an order that depends on nothing but the seed.
+"""The order of samples, the views that a method takes of them, and batches that depend on nothing but the seed.
 
 Docs: https://rils-nb.github.io/rils_nb/loader.html.md"""
 
@@ -26,7 +26,7 @@ from .tokens import caption_id, tokenize
 from .shards import WINDOW
 
 # %% ../nbs/07_loader.ipynb #3e301874
-def _windows(sizes, window):  # samples of each shard, in the order of reading -> first shard of each window, and last of all their number
+def _windows(sizes, window):  # samples of each shard, in reading order -> first shard of each window, then the number of shards
     ends, cuts = np.cumsum(sizes), [0]
     while cuts[-1] < len(sizes):
         begun = ends[cuts[-1] - 1] if cuts[-1] else 0
@@ -35,11 +35,11 @@ def _windows(sizes, window):  # samples of each shard, in the order of reading -
 
 # %% ../nbs/07_loader.ipynb #fe765cbe
 class Plan:
-    "Which sample comes when."
+    "The order of samples."
     def __init__(self,
         sizes,         # samples of each shard
-        seed,          # of the order
-        window=WINDOW, # samples that are shuffled together, at least one shard
+        seed,          # seed of the order
+        window=WINDOW, # number of samples that are shuffled together, at least one shard
     ):
         self.sizes, self.seed, self.window, self.n = np.asarray(sizes), seed, window, int(sum(sizes))
         self.starts = np.cumsum(self.sizes) - self.sizes
@@ -83,21 +83,21 @@ def eval_view(
     interpolation='bicubic',  # or bilinear
     crop_pct=1.,  # side of the square that is cut out, as a share of the resized shorter side
 ):  # -> function of (3,H,W) uint8, with its crop_pct
-    "Resize the shorter side and cut out the middle square."
+    "Resize the shorter side and crop the centre square."
     if not 0 < crop_pct <= 1: raise UserError(f'crop_pct is a share of the shorter side, above 0 and at most 1, as 0.875 for 224 of 256 pixels; given {crop_pct}')
     view = partial(_square, v2.Compose([v2.Resize(math.floor(size / crop_pct), v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(size)]), crop_pct < 1)
     view.crop_pct = crop_pct
     return view
 
 def _square(middle, by_pil, x):
-    h, w = x.shape[-2:]  # a strip of 2 x 8000 pixels would be resized to gigabytes before its middle is taken: cut it first
+    h, w = x.shape[-2:]  # crop first: a strip of 2 x 8000 pixels would be resized to gigabytes
     x = v2.functional.center_crop(x, [min(h, 8 * w), min(w, 8 * h)]) if max(h, w) > 8 * min(h, w) else x
     return v2.functional.pil_to_tensor(middle(v2.functional.to_pil_image(x))) if by_pil and x.dtype == torch.uint8 else middle(x)
 
 # %% ../nbs/07_loader.ipynb #265cb79b
 @VIEWS.register('image')
 def image_view(config):  # -> function of sample, key
-    "A random crop of the picture, resized to the square; mirrored at random where the config says so."
+    "A random crop of the image, resized to a square; flipped at random if the config enables it."
     fixed = config.crop == 1
     crop = eval_view(config.image_size) if fixed else v2.RandomResizedCrop(config.image_size, (config.crop, 1.), interpolation=v2.InterpolationMode(config.interpolation), antialias=True)
     turn = v2.RandomHorizontalFlip() if config.flip else lambda x: x
@@ -110,16 +110,16 @@ def image_view(config):  # -> function of sample, key
 # %% ../nbs/07_loader.ipynb #7751cf8d
 def augmented(
     config,       # Config: image_size, interpolation
-    name,         # of the view: each has its own draws
+    name,         # of the view: each name has its own random draws
     size=0,       # side in pixels; 0: image_size
-    area=(0.08, 1.), # smallest and largest share of the picture that is seen
-    jitter=(0.4, 0.4, 0.4, 0.1), # of brightness, contrast, saturation and hue
-    jittered=0.8, # how often colours are changed
-    grey=0.2,     # how often they are taken away
-    blurred=0.5,  # how often the picture is blurred
-    blur=(0.1, 2.), # smallest and largest deviation of the blur, in pixels of a picture of 224
-    solarised=0., # how often light pixels are inverted
-    n=0,          # views that are drawn; 0: one, without a dimension for them
+    area=(0.08, 1.), # smallest and largest share of the image's area in the crop
+    jitter=(0.4, 0.4, 0.4, 0.1), # strength of brightness, contrast, saturation and hue
+    jittered=0.8, # probability of the colour jitter
+    grey=0.2,     # probability of grayscale
+    blurred=0.5,  # probability of the blur
+    blur=(0.1, 2.), # smallest and largest deviation of the blur, in pixels of an image of 224
+    solarised=0., # probability of inverting light pixels
+    n=0,          # number of views; 0: one, without a dimension for views
 ):  # -> function of sample, key that gives (3,S,S), or (n,3,S,S) uint8
     "A strongly augmented view (SLIP's numbers)."
     size = size or config.image_size
@@ -138,7 +138,7 @@ def caption_view(config):  # -> function of sample, key
     "One of the captions."
     def view(sample, key):
         if not sample['captions']: raise BadSample('caption', f'{sample.get("name")} has none')
-        return sample['captions'][key // 7 % len(sample['captions'])]  # other digits than those that seed the crop
+        return sample['captions'][key // 7 % len(sample['captions'])]  # not the digits that seed the crop
     return view
 
 # %% ../nbs/07_loader.ipynb #0b6a59e0
@@ -152,15 +152,15 @@ def _picture(x):  # path, PIL image, (3,H,W) tensor or (H,W,3) array -> (3,H,W)
     except BadSample as e: raise UserError(f'`{x}` cannot be read as an image ({e.where or e.kind})')
 
 # %% ../nbs/07_loader.ipynb #91f89821
-def _viewed(x, view):  # floats that are resized may leave 0 to 1 by a little
+def _viewed(x, view):  # resized floats may slightly exceed 0 to 1
     return view(unit_pixels(x)).clamp(0, 1) if x.is_floating_point() else view(x)
 
 def as_batch(
     images, # (B,3,H,W) tensor, or a list of paths, PIL images, (3,H,W) tensors or (H,W,3) arrays
-    view,   # function of (3,H,W) that gives what the model takes
+    view,   # function of (3,H,W) that returns the model's input
     size,   # height and width that it takes
 ):  # -> (B,3,*size) uint8, or float where floats were given
-    "Images of any kind as a batch; raises `UserError` for what is none."
+    "Images of any kind as a batch; raises `UserError` for anything else."
     if torch.is_tensor(images):
         if images.ndim != 4 or images.shape[1] != 3: raise UserError(f'images are a tensor (B,3,H,W), or a list of paths or PIL images; given a tensor {tuple(images.shape)}')
         return images if images.shape[-2:] == tuple(size) else torch.stack([_viewed(x, view) for x in images])
@@ -170,24 +170,24 @@ def as_batch(
 
 # %% ../nbs/07_loader.ipynb #5d3f6261
 class Unusable(UserError):
-    "So many damaged samples in a row that something else is wrong."
-    def __init__(self, message): super().__init__(message.rpartition('Unusable: ')[2].strip())  # torch puts a worker's traceback before it
+    "Too many damaged samples in a row: the cause is not the samples."
+    def __init__(self, message): super().__init__(message.rpartition('Unusable: ')[2].strip())  # removes the worker's traceback, which torch prepends
 
 # %% ../nbs/07_loader.ipynb #d4c497e3
-IGNORED = 255  # in a semantic map: a pixel that nobody asks about
+IGNORED = 255  # value of ignored pixels in a semantic map
 
 def annotation_of(
     source, # any reader
-    i,      # number of a sample
-    image,  # (3,H,W), its picture
-):  # -> dict as the source gives it: semantic (H,W), masks (k,H,W), boxes (k,4), labels (k,)
-    "What a source knows about the pixels of a picture; raises `BadSample` where it speaks of another size."
+    i,      # index of a sample
+    image,  # (3,H,W), its image
+):  # -> dict as returned by the source: semantic (H,W), masks (k,H,W), boxes (k,4), labels (k,)
+    "The annotation of an image; raises `BadSample` if it is for another size."
     found, (h, w) = dict(source.annotation(i)), image.shape[1:]
     size = tuple(found.pop('size', (h, w)))
     for x in (found[name] for name in ('semantic', 'masks') if name in found):
         if x.shape[-2:] != (h, w):
             raise BadSample('map', f'{source.about(i)[1]} (the map has {x.shape[-1]}x{x.shape[-2]} pixels, the image {w}x{h})')
-    if size != (h, w):  # boxes alone have no size, and smaller ones fit into any picture
+    if size != (h, w):  # boxes alone have no size, and smaller ones fit into any image
         raise BadSample('boxes', f'{source.about(i)[1]} (its boxes refer to {size[1]}x{size[0]} pixels, the image has {w}x{h})')
     if len(far := found.get('boxes', ())) and (far[:, 2:].amax(0) > torch.tensor([w + 1, h + 1])).any():
         raise BadSample('boxes', f'{source.about(i)[1]} (a box reaches to {far[:, 2].max():g}, {far[:, 3].max():g}, the image has {w}x{h} pixels)')
@@ -201,7 +201,7 @@ class Views(Dataset):
         self.given, self.seed, self.source = (config, source, views), config.seed, source
         self.views = {name: (make or VIEWS[name])(config) for name, make in views.items()}
         self.asking = {name for name, f in self.views.items() if 'annotation' in inspect.signature(f).parameters}
-    def __reduce__(self): return Views, self.given  # a process that is not forked builds its views itself: functions in functions cannot be sent
+    def __reduce__(self): return Views, self.given  # a spawned process builds its own views: nested functions cannot be pickled
     def __getitem__(self, row):  # (epoch, sample) -> dict
         bad, (epoch, i) = [], row
         for attempt in range(100):
@@ -218,7 +218,7 @@ class Views(Dataset):
 
 # %% ../nbs/07_loader.ipynb #53688d53
 def collate(samples):  # list of dicts -> batch
-    "Put samples together: pictures are stacked, captions become tokens and ids."
+    "Collate samples: images are stacked, captions become tokens and ids."
     batch = dict(keys=torch.tensor([s['keys'] for s in samples]), samples=[s['samples'] for s in samples], bad=[b for s in samples for b in s['bad']])
     for name in samples[0].keys() - batch.keys():
         values = [s[name] for s in samples]
@@ -230,19 +230,19 @@ def collate(samples):  # list of dicts -> batch
     return batch
 
 # %% ../nbs/07_loader.ipynb #26d3ac2d
-def _quiet(_):  # signals that reach the whole group are the trainer's to answer: it saves and ends its workers. Only a second SIGTERM ends one
+def _quiet(_):  # the trainer handles signals to the group: it saves and ends its workers. Only a second SIGTERM ends one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    def hook(kind, *rest):  # the trainer has gone while a picture was handed to it: it has said why, or it was killed
+    def hook(kind, *rest):  # the trainer ended during a transfer: it has reported why, or it was killed
         if not issubclass(kind, (ConnectionError, EOFError)): sys.__excepthook__(kind, *rest)
     sys.excepthook = hook
 
-START = 'fork' if sys.platform == 'linux' and hasattr(os, 'fork') else 'spawn'  # how workers begin; forked ones at once
+START = 'fork' if sys.platform == 'linux' and hasattr(os, 'fork') else 'spawn'  # start method of workers; forked ones start at once
 
 def in_workers(
-    n,  # processes; 0: none, the samples are read where they are asked for
+    n,  # number of processes; 0: samples are read in the main process
 ):  # -> dict of arguments of a DataLoader
-    "How samples are read in processes of their own."
+    "Arguments of a DataLoader for worker processes."
     return dict(num_workers=n, worker_init_fn=_quiet, multiprocessing_context=START if n else None)
 
 # %% ../nbs/07_loader.ipynb #99087600
@@ -251,7 +251,7 @@ class _Steps:  # the batch sampler: a list of (epoch, sample) for each step
     def __len__(self): return len(self.range)
     def __iter__(self): return (self.plan.rows(s, *self.args) for s in self.range)
 
-class _Loader(DataLoader):  # a program that ends in the middle of an epoch must not wait for workers, which mind no first SIGTERM
+class _Loader(DataLoader):  # at exit in the middle of an epoch, must not wait for workers, which ignore the first SIGTERM
     def __iter__(self):
         batches = super().__iter__()
         if self.num_workers: atexit.register(_end_workers, weakref.ref(batches))
@@ -264,15 +264,15 @@ def _end_workers(batches):
 def loader(
     config,  # Config: batch, seed, workers, image_size, crop, flip
     source,  # Source
-    views,   # names of what a method needs, or dict: name -> function of a config that makes the view, or None for the one of that name
-    start=0, # first step; what comes before is not read
-    rank=0,  # this process
-    world=1, # processes
-    steps=None, # the step to end before; None: 2^40
-    window=WINDOW, # samples that are shuffled together
+    views,   # names of views, or dict: name -> function of a config that makes the view, or None for the registered one
+    start=0, # first step; earlier ones are not read
+    rank=0,  # rank of this process
+    world=1, # number of processes
+    steps=None, # end (exclusive) of the steps; None: 2^40
+    window=WINDOW, # number of samples that are shuffled together
 ):  # -> DataLoader of batches: the views, ids and keys (B,), samples (list of their numbers), words (int, of all captions), bad (list of (kind, where))
     "Batches of this process, from step `start` on."
     steps = _Steps(Plan(source.sizes, config.seed, window), config.batch, start, 2**40 if steps is None else steps, rank, world)
     return _Loader(Views(config, source, views), batch_sampler=steps, collate_fn=collate, pin_memory=torch.cuda.is_available(),
-                      generator=torch.Generator(),  # else each start of a loader would draw from the global generator
+                      generator=torch.Generator(),  # otherwise each start of a loader draws from the global generator
                       **in_workers(config.workers))

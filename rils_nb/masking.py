@@ -1,4 +1,4 @@
-"""Which patches the encoder may see. A `Mask` carries indices, so that the encoder computes the visible patches only.
+"""Which patches the encoder sees. A `Mask` carries indices, so that the encoder computes the visible patches only.
 
 Docs: https://rils-nb.github.io/rils_nb/masking.html.md"""
 
@@ -35,7 +35,7 @@ def take(
     x,      # (B,N,D) one row per patch
     index,  # (B,K) patches to take
 ):  # -> (B,K,D)
-    "The rows of `x` that `index` names, image by image."
+    "Gathers the rows of `x` at `index`, image by image."
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 # %% ../nbs/08_masking.ipynb #927daf8b
@@ -43,7 +43,7 @@ def n_visible(
     n,     # patches of an image
     ratio, # share of hidden patches
 ):  # -> int
-    "How many of `n` patches stay visible; raises `UserError` if none would."
+    "The number of visible patches among `n`; raises `UserError` if there would be none."
     v = int(n * (1 - ratio) + 1e-9)  # (1 - 0.9) * 10 is 0.9999...
     if v < 1: raise UserError(f'mask ratio {ratio} hides all {n} patches: lower --mask_ratio or raise --image_size')
     return v
@@ -67,7 +67,7 @@ def random(
     n,      # patches per image
     ratio,  # share of hidden patches
 ):  # -> Mask
-    "Hide patches at random, each image on its own (MAE; the paper's choice)."
+    "Hide patches at random, independently for each image (MAE; the paper's choice)."
     return from_scores(noise(keys, n), ratio)
 
 # %% ../nbs/08_masking.ipynb #429d51b4
@@ -76,11 +76,11 @@ def semantic(
     keys,    # (B,) int64, one key per image
     n,       # patches per image
     ratio,   # share of hidden patches
-    scores,  # (B,N) 0 or more: how much each patch matters
+    scores,  # (B,N) 0 or more: importance of each patch
 ):  # -> Mask
-    "See patches in proportion to their scores, drawn without replacement (MILAN, section 2.4)."
+    "Draw visible patches without replacement, in proportion to their scores (MILAN, section 2.4)."
     n_visible(n, ratio)
     gumbel = -(-noise(keys, n).clamp(min=1e-300).log()).log()                # (B,N) float64
     order = (scores.double().clamp(min=1e-300).log() + gumbel).argsort(dim=1, descending=True)
-    v = min(n - (ratio > 0), math.ceil(n * (1 - ratio) - 1e-9))              # a small share of few patches is one patch, and not none
+    v = min(n - (ratio > 0), math.ceil(n * (1 - ratio) - 1e-9))              # a ratio above 0 hides at least one patch
     return Mask(order[:, :v].sort(dim=1).values, order[:, v:].sort(dim=1).values)

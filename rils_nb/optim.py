@@ -1,4 +1,4 @@
-"""AdamW, LARS and SGD with their learning rate, an average of the weights, and which steps must not be made.
+"""AdamW, LARS and SGD, their learning rate, an EMA of the weights, and steps that are skipped.
 
 Docs: https://rils-nb.github.io/rils_nb/optim.html.md"""
 
@@ -29,7 +29,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 class Sgd(torch.optim.SGD):
-    "torch's SGD, whose momentum begins with 0: of a first step that must not be made, torch's own would keep memory that nobody has written to."
+    "torch's SGD with a momentum that begins at 0: after a skipped first step, torch's own would keep uninitialised memory."
     def step(self, closure=None):
         for group in self.param_groups:
             for p in group['params']:
@@ -45,7 +45,7 @@ def sgd(
     return Sgd(groups, lr=config.lr, momentum=config.beta1, fused=True)
 
 class Lars(timm.optim.Lars):
-    "timm's LARS, which leaves out a step that must not be made."
+    "timm's LARS, which skips a step when `found_inf` is set."
     def step(self, closure=None):
         if not getattr(self, 'found_inf', 0): super().step(closure)
 
@@ -70,7 +70,7 @@ def optimizer_of(
     method,  # Method
     config,  # Config
 ):  # -> optimizer
-    "The optimizer of what the method trains, in groups: with and without decay, by the factor that the method gives to the learning rate."
+    "The optimizer of the method's trainable parameters, grouped by weight decay and by the method's factor of the learning rate."
     groups, factor = {}, getattr(method, 'lr_factor', lambda name: 1.)  # (does it decay?, factor of the learning rate) -> parameters
     for name, p in method.named_parameters():
         if p.requires_grad: groups.setdefault((decays(name, p, config.decay_tokens), factor(name)), []).append(p)
@@ -78,7 +78,7 @@ def optimizer_of(
     return OPTIMIZERS[getattr(method, 'optimizer', 'adamw')](groups, config)
 
 # %% ../nbs/29_optim.ipynb #a8a72690
-SCHEDULES = Registry('schedule')  # name -> function of the share t of the run that has passed since the warm-up, 0 to 1 -> 1 to 0
+SCHEDULES = Registry('schedule')  # name -> function of t, the fraction of the run after the warm-up that is done, 0 to 1 -> 1 to 0
 SCHEDULES['cosine'] = lambda t: (1 + math.cos(math.pi * t)) / 2
 SCHEDULES['linear'] = lambda t: 1 - t
 SCHEDULES['steps'] = lambda t: 0.1**((t >= 8/12) + (t >= 11/12))
@@ -98,7 +98,7 @@ def lr_at(
 BAD_STEPS = 5
 
 def grad_size(optimizer):  # after a backward pass -> scalar tensor
-    "A number whose square is finite only where the squares of all gradients of this process are."
+    "A number whose square is finite only if the squares of all gradients of this process are."
     grads = [local(p.grad) for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
     summed = [g.sum() for g in grads if g.numel() > 2**20 and not g.is_cuda]
     rest = [g for g in grads if g.numel() <= 2**20 or g.is_cuda]
@@ -108,13 +108,13 @@ def unusable(
     loss,  # scalar tensor
     size,  # scalar tensor, of the gradients
 ):  # -> scalar tensor, 1 or 0
-    "Whether an update with this gradient would spoil the weights or what the optimizer remembers."
-    size = size.full_tensor() if isinstance(size, DTensor) else size  # FSDP's norm, which all processes put together
+    "Whether an update with this gradient would spoil the weights or the optimizer's state."
+    size = size.full_tensor() if isinstance(size, DTensor) else size  # FSDP's norm, reduced over all processes
     return (~(loss.detach().isfinite() & size.float().square().isfinite())).float()
 
 # %% ../nbs/29_optim.ipynb #430fd593
 class Average:
-    "An exponential moving average of a method's weights, in the same parts as they."
+    "An exponential moving average of a method's weights, sharded like them."
     def __init__(self,
         method,      # Method, on its device
         decay,       # beta, below 1
@@ -125,7 +125,7 @@ class Average:
     @torch.no_grad()
     def update(self,
         method,  # Method after a step
-        t,       # how many steps were made
+        t,       # number of steps made
         skip,    # scalar tensor: 1 if the last one was skipped
     ):
         "Follow the trained weights."

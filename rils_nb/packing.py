@@ -1,4 +1,4 @@
-"""Write shards from any data, and say what is in them and what is damaged.
+"""Write shards from any data, and report their contents and every damaged sample.
 
 Docs: https://rils-nb.github.io/rils_nb/packing.html.md"""
 
@@ -26,7 +26,7 @@ from .tokens import CONTEXT, caption_id, count_tokens
 from .sources import has_files
 
 # %% ../nbs/41_packing.ipynb #00994f98
-_STORED = dict(JPEG=('.jpg', '.jpeg'), MPO=('.jpg', '.jpeg'), PNG=('.png',), WEBP=('.webp',), GIF=('.gif',), BMP=('.bmp',), AVIF=('.avif',))  # formats of shards, and what their files are called
+_STORED = dict(JPEG=('.jpg', '.jpeg'), MPO=('.jpg', '.jpeg'), PNG=('.png',), WEBP=('.webp',), GIF=('.gif',), BMP=('.bmp',), AVIF=('.avif',))  # formats of shards, their suffixes
 
 def _stored(source, i):  # -> image (3,H,W), the file that holds it, its suffix, captions, label
     if not has_files(source):
@@ -43,7 +43,7 @@ def _smaller(image, side, quality):  # (3,H,W) -> the image whose shorter side i
     v2.functional.to_pil_image(small).save(buffer := io.BytesIO(), 'JPEG', quality=quality)
     return small, buffer.getvalue()
 
-def _sized(truth, size):  # (k,H,W) of numbers -> (k,h,w) uint8, as the image was made smaller
+def _sized(truth, size):  # (k,H,W) of numbers -> (k,h,w) uint8, resized like the image
     truth, same = truth.byte(), truth.shape[1:] == size
     return truth if same or not len(truth) else v2.functional.resize(truth, list(size), v2.InterpolationMode.NEAREST_EXACT)
 
@@ -52,9 +52,9 @@ def _map_png(truth, size):  # (H,W) -> bytes of a grey PNG
     return buffer.getvalue()
 
 # %% ../nbs/41_packing.ipynb #6fe61d81
-def _objects_json(known, names, was, size):  # objects of an image that had the size `was` -> bytes
+def _objects_json(known, names, was, size):  # objects of an image whose original size is `was` -> bytes
     known = {k: known[k] for k in ('boxes', 'labels', 'crowd', 'area', 'masks', 'outlined') if k in known}
-    down, right = (b / a for a, b in zip(was, size))                                        # 1 where it has kept its size
+    down, right = (b / a for a, b in zip(was, size))                                        # 1 where the size is unchanged
     if was != size: known = _left(known, size, (known['boxes'][:, 2:] - known['boxes'][:, :2]) * torch.tensor([right, down]))
     boxes = known['boxes'].double() * torch.tensor([right, down]).double().repeat(2)
     columns = dict(category=[names[y] for y in known['labels']], bbox=torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist(),
@@ -65,7 +65,7 @@ def _objects_json(known, names, was, size):  # objects of an image that had the 
     rows = [{k: v for k, v in zip(columns, row) if v is not None} for row in zip(*columns.values())]
     return json.dumps(dict(image=dict(height=size[0], width=size[1]), annotations=rows), ensure_ascii=False).encode()
 
-def _left(known, size, sides):  # of objects that become smaller, with their new sides (k,2): what has no pixel left is left out
+def _left(known, size, sides):  # drop resized objects, with new sides (k,2), that have no pixel left
     left = (sides >= 1).all(1)
     if 'masks' in known:
         known['masks'] = encode_masks((known['masks'] if isinstance(known['masks'], RLEMasks) else encode_masks(known['masks'])).resize(size))
@@ -85,17 +85,17 @@ def _members(source, i, resize, quality):  # suffix -> bytes
     if len(captions) > 1: members['json'] = json.dumps(dict(caption=captions), ensure_ascii=False).encode()
     return members if label is None else members | {'cls': str(label).encode()}
 
-def _annotation(source, i, image):  # what is known of its pixels, where there are names for it
+def _annotation(source, i, image):  # label map and objects of an image, where the source has names for them
     named = getattr(source, 'semantic_names', None) or getattr(source, 'object_names', None)
     return annotation_of(source, i, image) if named else {}
 
 # %% ../nbs/41_packing.ipynb #a3e43daf
-def _with_searched(objects, source, i):  # bytes of .objects.json -> the same with what was looked for in the image
+def _with_searched(objects, source, i):  # bytes of .objects.json -> the same with the classes searched for in the image
     said = json.loads(objects)
     said['image'] |= {k.replace('category_ids', 'categories'): [source.object_names[c] for c in found] for k, found in source.searched(i).items()}
     return json.dumps(said, ensure_ascii=False).encode()
 
-def _save_details(source, out):  # what is known of the classes of objects, beside the shards
+def _save_details(source, out):  # properties of the object classes, in a file beside the shards
     path, names = out.parent/f'{out.name}-object-classes.json', getattr(source, 'object_names', None)
     if not names: return path.unlink(missing_ok=True)  # of an earlier pack
     known = {k: v for k, v in dict(images=getattr(source, 'object_images', None), frequency=getattr(source, 'object_frequency', None)).items() if v}
@@ -110,7 +110,7 @@ def _names_of(source, out):  # -> dict: file of names of classes beside the shar
     kinds = {'classes': 'classes', 'map-classes': 'semantic_names', 'object-classes': 'object_names', 'templates': 'templates'}
     return {out.parent/f'{out.name}-{kind}.txt': getattr(source, names, None) for kind, names in kinds.items()}
 
-def _check_free(source, out):  # that nothing of an earlier pack would be taken for this one's
+def _check_free(source, out):  # refuse files of an earlier pack that would be mistaken for this one's
     if list(out.parent.glob(f'{glob.escape(out.name)}-*.tar')): raise UserError(f'`{out}-*.tar` exist already: choose another name, or move them away')
     for path, names in _names_of(source, out).items():
         if path.exists() and not names: raise UserError(
@@ -120,12 +120,12 @@ def _check_free(source, out):  # that nothing of an earlier pack would be taken 
 def pack(
     source,         # Source
     out,            # beginning of the shards' names: OUT-000000.tar
-    per_shard=10_000,  # samples of one shard at most
+    per_shard=10_000,  # maximum number of samples in a shard
     resize=0,       # shorter side in pixels if larger; 0: the files as they are
-    quality=90,     # of JPEGs that were resized
-    shuffle=0,      # seed of the order in which samples are written; None: as the source has them
-):  # -> list of paths, list of (kind, where) of what was left out
-    "Write shards; raises `UserError` if there are some of this name already, or somebody is writing them."
+    quality=90,     # JPEG quality of resized images
+    shuffle=0,      # seed of the order of the samples; None: the source's order
+):  # -> list of paths, list of (kind, where) of the samples left out
+    "Write shards; raises `UserError` if shards of this name exist, or another process is writing them."
     out, bad = Path(out), list(getattr(source, 'bad', ()))
     out.parent.mkdir(parents=True, exist_ok=True)
     with only_one(out.parent/f'.{out.name}.packing', f'packing `{out}`'):
@@ -151,10 +151,10 @@ def _spread(values): return '{} / {:.0f} / {}'.format(min(values), np.median(val
 def _is_plain(image):  # (3,H,W) uint8 -> is it nearly of one colour?
     h, w = image.shape[1:]
     few = image[1].numpy()[::max(1, h // 12), ::max(1, w // 12)].tobytes()
-    if max(few) - min(few) >= 5 * (2 * len(few))**0.5: return False  # then their deviation is 5 of 255 or more: most pictures are done
+    if max(few) - min(few) >= 5 * (2 * len(few))**0.5: return False  # then their deviation is 5 of 255 or more, which settles most images
     return image.numpy()[:, ::max(1, h // 64), ::max(1, w // 64)].std((1, 2)).max() < 5
 
-def _plain_figures(names, n):  # of such pictures, of so many
+def _plain_figures(names, n):  # names of such images, number of all images
     return {'nearly of one colour': f'{len(names)} ({len(names) / n:.1%}), e.g. ' + ', '.join(names[:3])} if names else {}
 
 def _map_figures(pixels, source):  # Counter: class -> pixels
@@ -163,7 +163,7 @@ def _map_figures(pixels, source):  # Counter: class -> pixels
     often = ', '.join(f'{source.semantic_names[c]} {n / total:.1%}' for c, n in pixels.most_common(3))
     return {'classes of pixels': f'{len(pixels)} of {len(source.semantic_names)} occur', 'most frequent': often, 'pixels ignored': f'{ignored / (ignored + total):.1%}'}
 
-def _object_figures(labels, source, blank=()):  # list of an image's labels, for each image that may have some; images with outlines without a pixel
+def _object_figures(labels, source, blank=()):  # list of labels for each annotated image; names of images whose outlines have no pixel
     if not labels: return {}
     found = Counter(y for image in labels for y in image).most_common()
     words = lambda some: ', '.join(f'{source.object_names[y]} {n}' for y, n in some)
@@ -172,7 +172,7 @@ def _object_figures(labels, source, blank=()):  # list of an image's labels, for
     wrong = getattr(source, 'counted', {})
     return {k: v for k, v in figures.items() if v != ''} | ({'objects with mistakes': ', '.join(f'{n} {what}' for what, n in wrong.items())} if wrong else {}) | _object_damage(source, blank)
 
-def _class_figures(labels, source):  # list of numbers, None for a sample without
+def _class_figures(labels, source):  # list of labels, None for a sample without one
     found, names = Counter(y for y in labels if y is not None), getattr(source, 'classes', None)
     if not found: return {}
     numbers = range(len(names)) if names else sorted(found)
@@ -184,7 +184,7 @@ def _class_figures(labels, source):  # list of numbers, None for a sample withou
     return figures | {k: f'{len(v)}: {some(v)}' for k, v in left_out.items() if v} | ({'samples without a label': labels.count(None)} if None in labels else {})
 
 # %% ../nbs/41_packing.ipynb #a8d27c54
-def _object_damage(source, blank):  # names of images with outlines without a pixel -> dict, empty where nothing is lost
+def _object_damage(source, blank):  # names of images whose outlines have no pixel -> dict, empty where nothing is lost
     counted, examples = getattr(source, 'counted', {}), getattr(source, 'examples', {})
     lost = [f'{n} {note}' + (f', e.g. {examples[note][0]}' if note in examples else '') for note, n in counted.items() if note.rpartition(': ')[2] in ('left out', 'box kept')]
     if blank: lost.append(f'{len(blank)} with an outline without a pixel, e.g. {blank[0]}')
@@ -192,13 +192,13 @@ def _object_damage(source, blank):  # names of images with outlines without a pi
 
 DAMAGED_OBJECTS = 'damaged: objects'
 
-def _blank(known, name):  # what is known of an image's objects -> its name for each outline without a pixel
+def _blank(known, name):  # annotation of an image -> its name for each outline without a pixel
     masks = known.get('masks')
     if not isinstance(masks, RLEMasks): return []
     return [f'`{name}`'] * int(((masks.area() == 0) & known.get('outlined', torch.ones(len(masks), dtype=torch.bool))).sum())
 
 # %% ../nbs/41_packing.ipynb #ed184ff6
-def check(source):  # -> dict of figures, list of (kind, where)
+def check(source):  # -> dict of statistics, list of (kind, where)
     "Read every sample of a source and report."
     bad, sizes, lengths, counts, labels, texts, pixels, objects, plain, blank = list(getattr(source, 'bad', ())), [], [], [], [], Counter(), Counter(), [], [], []
     named = len(getattr(source, 'classes', None) or ()) or 2**31
@@ -228,9 +228,9 @@ def check(source):  # -> dict of figures, list of (kind, where)
 # %% ../nbs/41_packing.ipynb #4b840940
 def pack_command(
     source, # Source
-    a,      # what `rils-data pack` was asked for: out, per_shard, resize, quality, shuffle
+    a,      # arguments of `rils-data pack`: out, per_shard, resize, quality, shuffle
 ):  # -> exit code
-    "Pack, and print what came of it."
+    "Pack, and print the result."
     try: paths, bad = pack(source, a.out, a.per_shard, a.resize, a.quality, None if a.shuffle == 'off' else int(a.shuffle))
     except OSError as e: raise UserError(f'cannot write `{a.out}-*.tar`: {e.strerror}')
     print(f'{len(paths)} shards: {paths[0]} to {paths[-1].name}' if paths else 'nothing to pack')
@@ -240,14 +240,14 @@ def pack_command(
 # %% ../nbs/41_packing.ipynb #716855a0
 def check_command(
     source, # Source
-    a,      # what `rils-data check` was asked for
+    a,      # arguments of `rils-data check`
 ):  # -> exit code
-    "Check, and print what was found; 1 where something is damaged, so that scripts notice."
+    "Check, and print the report; 1 where something is damaged, so that scripts can react."
     figures, bad = check(source)
     for k, v in figures.items(): print(f'{k:>26}  {printable(v)}')
     several = figures['captions of an image'].split(' / ')
     if len(several) == 3 and float(several[1]) > 5: print(f'hint: half of the images have {several[1]} captions or more; each line of a .txt is one. If they are translations or notes, '
                                                           'keep the lines that describe the picture')
     for kind, n in Counter(kind for kind, _ in bad).most_common(): print(f'{"damaged: " + kind:>26}  {n}')
-    for kind, where in bad: print(printable(f'damaged: {kind}: {where}'))  # names of files may be any bytes
+    for kind, where in bad: print(printable(f'damaged: {kind}: {where}'))  # file names may contain any bytes
     return 1 if bad or DAMAGED_OBJECTS in figures else 0

@@ -1,4 +1,4 @@
-"""What was learned, at a glance: written at the end of every run.
+"""A figure of what the model learned, written at the end of every run.
 
 Docs: https://rils-nb.github.io/rils_nb/pictures.html.md"""
 
@@ -32,11 +32,11 @@ STOP = set('a an the of on in at to and with for from by is are this that there 
 
 def some(
     source,                 # any reader
-    k,                      # at most so many
+    k,                      # maximum number of samples
     prefer=lambda i: True,  # function of an index -> bool
-    among=400,              # so many are looked at, drawn from all
+    among=400,              # number of random candidates
 ):  # -> list of samples
-    "Samples that can be read, those that `prefer` likes first."
+    "Readable samples, those for which `prefer` is true first."
     found = []
     for i in sorted(subset(len(source), among), key=lambda i: not prefer(i)):
         try: found.append(source.read(i))
@@ -54,9 +54,9 @@ def caption_words(sample):  # -> Counter: word -> number of captions that hold i
 @singledispatch
 def words_of(
     source,   # any reader
-    samples,  # list of samples that are shown
-):  # -> dict: word -> texts that stand for it; for each sample the list of its own words, or None: any
-    "The words of these captions; where there are none, the ten most frequent of all, or the first ten classes."
+    samples,  # list of samples in the figure
+):  # -> dict: word -> its texts; for each sample the list of its own words, or None: any
+    "The words of these captions; if there are none, the ten most frequent of all, or the first ten classes."
     own = [list(caption_words(s)) for s in samples]
     if all(own): words = list(dict.fromkeys(w for o in own for w in o))
     else:
@@ -67,13 +67,13 @@ def words_of(
 
 @singledispatch
 def queries_of(source):  # -> list of texts
-    "Three captions, or classes, of the data."
+    "Three captions or classes of the data."
     captions = [c[0] for s in some(source, 12, among=12) if (c := s.get('captions'))]
     return list(dict.fromkeys(captions))[:3] or prompt_names(getattr(source, 'classes', None) or [])[:3]
 
 @singledispatch
 def shows_much(source):  # -> function of an index
-    "Which samples a picture of patches should prefer."
+    "The samples that a figure of patches prefers."
     return lambda i: True
 
 # %% ../nbs/18_pictures.ipynb #a537f553
@@ -89,10 +89,10 @@ def _(source: Scenes):  # two objects of different colour
     return lambda i: two[i] and colour[i, 0] != colour[i, 1]
 
 # %% ../nbs/18_pictures.ipynb #81468374
-PICTURES = {}  # what it shows -> (does it fit this model?, draw)
+PICTURES = {}  # name -> (whether it fits a model, draw)
 
 def picture(name, fits):  # fits: function of a model
-    "Decorator that registers a picture."
+    "Decorator that registers a figure."
     def add(draw):
         PICTURES[name] = fits, draw
         return draw
@@ -103,7 +103,7 @@ def learned(
     source,  # any reader
     path,    # .png
 ):  # -> path
-    "Write the picture that shows best what this model learned."
+    "Save the figure that fits this model best."
     if not len(source): raise UserError('the data holds no samples: there is nothing to draw')
     draw = next((draw for fits, draw in PICTURES.values() if fits(model)), neighbour_picture)
     save_figure(draw(model, source), path)
@@ -112,19 +112,19 @@ def learned(
 # %% ../nbs/18_pictures.ipynb #ee281871
 def _text(model): return getattr(model, 'encode_text', None) is not None and getattr(model, 'encode_tokens', None) is not None
 
-def _surest(p):  # (h,w,W) -> (W,), how sure each word is in the sixteenth of the image where it is surest
+def _surest(p):  # (h,w,W) -> (W,), mean probability of each word in the sixteenth of the image where it is highest
     return p.flatten(0, 1).topk(max(1, p[..., 0].numel() // 16), dim=0).values.mean(0)
 
-def clearest(p):  # (h,w,W) probabilities of words -> list of two words' numbers
-    "The words that are surest somewhere in an image, the one that covers more first."
+def clearest(p):  # (h,w,W) probabilities of words -> list of two indices of words
+    "The two words with the highest local probability in an image, the one that covers more first."
     return sorted(_surest(p).topk(min(2, p.shape[-1])).indices.tolist(), key=lambda k: -p[..., k].sum())
 
 # %% ../nbs/18_pictures.ipynb #f0919975
 def shown_words(
     p,    # (B,h,w,W) probabilities of words
-    own,  # for each image the numbers of its own words; None: any
-):  # -> for each image the numbers of the words that are shown with it
-    "Two words of each image, or one of each that all are shown with."
+    own,  # for each image the indices of its own words; None: any
+):  # -> for each image the indices of the words that are shown with it
+    "Two words for each image, or one of each image for all images."
     if own is None: return [clearest(m) for m in p]
     return [list(dict.fromkeys(max(o, key=_surest(m).tolist().__getitem__) for m, o in zip(p, own)))] * len(p)
 
@@ -134,10 +134,10 @@ def shown_words(
 def language_picture(
     model,   # with a text tower and features of patches
     source,  # any reader
-    rows=3,  # images in which words are looked for
-    n=5,     # images that each search shows
+    rows=3,  # images with word maps
+    n=5,     # images for each search
 ):  # -> figure
-    "Where words are in an image, and a search."
+    "Word maps of images, and the results of searches."
     samples, queries = some(source, rows, shows_much(source)), queries_of(source)
     images, (words, own) = torch.stack([view_of(model, s['image']) for s in samples]), words_of(source, samples)
     p = (fine_features(model, images) @ word_features(model, words).T / 0.04).softmax(-1)                 # (B,h,w,W), Eq. 8
@@ -160,7 +160,7 @@ def reconstruction(
     model,   # Method that predicts pixels
     images,  # (B,3,S,S) uint8
 ):  # -> seen, filled: (B,3,S,S) in [0,1]
-    "What the encoder sees, and the image with its hidden patches predicted."
+    "The visible part of the image, and the image with its hidden patches predicted."
     v, p, device = model.visual, model.patch_size, device_of(model)
     with evaluating(model):
         x = images.to(device)
@@ -183,9 +183,9 @@ def _unpatchify(x, p):  # (B,N,3pp), the inverse of `patchify`
 def pixel_picture(
     model,   # Method that predicts pixels
     source,  # any reader
-    n=8,     # images
+    n=8,     # number of images
 ):  # -> figure
-    "Images, what is left of them, and what the decoder fills in."
+    "Images, their visible part, and the decoder's reconstruction."
     images = torch.stack([view_of(model, s['image']) for s in some(source, n)])
     seen, filled = reconstruction(model, images)
     fig, axes = plt.subplots(3, len(images), figsize=(1.15 * len(images), 3.7), squeeze=False)
@@ -200,14 +200,14 @@ def pixel_picture(
 def neighbour_picture(
     model,   # Method or Library
     source,  # any reader
-    rows=4,  # images
-    n=6,     # neighbours of each
+    rows=4,  # number of images
+    n=6,     # number of neighbours of each
 ):  # -> figure
-    "Some images and the nearest others by the cosine of their features."
+    "Some images and their nearest neighbours by the cosine of their features."
     f = features(model, source, 1000)
     z = F.normalize(f['image'], dim=-1)
     rows = min(rows, len(z))
-    near = (z[:rows] @ z.T).topk(min(n + 1, len(z))).indices                                              # itself first
+    near = (z[:rows] @ z.T).topk(min(n + 1, len(z))).indices                                              # the image itself first
     fig, axes = plt.subplots(rows, near.shape[1], figsize=(1.05 * near.shape[1], 1.1 * rows + 0.5), squeeze=False)
     for row, hits in zip(axes, near):
         for ax, i in zip(row, hits): panel(ax, view_of(model, source.read(f['index'][i])['image']))

@@ -1,4 +1,4 @@
-"""What the processes of one run do together: add up numbers, gather embeddings with exact gradients, hold weights in parts, and say which of them failed.
+"""Operations over all processes (ranks) of a run: sums, gathers with exact gradients, sharded weights, and errors that name the process that failed.
 
 Docs: https://rils-nb.github.io/rils_nb/processes.html.md"""
 
@@ -22,7 +22,7 @@ from .core import LocalError, UserError
 
 # %% ../nbs/02_processes.ipynb #1b1fa87e
 def world():  # -> (rank, processes)
-    "This process's number and how many there are."
+    "Rank of this process and the number of processes (world size)."
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 def all_sum(x):  # tensor, changed in place
@@ -45,7 +45,7 @@ class _Gather(torch.autograd.Function):
         return grad.chunk(n)[rank]
 
 def gather(
-    x,  # (B,...) rows of this process; B must be equal on all
+    x,  # (B,...) rows of this process; B must be equal on all processes
 ):  # -> (W*B,...) rows of all processes, in the order of their ranks
     "Concatenate `x` of all processes, with exact gradients."
     return x if world()[1] == 1 else _Gather.apply(x)
@@ -57,29 +57,29 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return all_sum(grad.contiguous().clone())
 
-def summed(x):  # tensor of this process -> tensor, the same on all
+def summed(x):  # tensor of this process -> tensor, the same on all processes
     "Sum `x` over all processes, with exact gradients."
     return x if world()[1] == 1 else _Sum.apply(x)
 
 # %% ../nbs/02_processes.ipynb #056391a2
-def local(v):  # tensor, in parts or not -> tensor
-    "The part of a tensor that this process holds."
+def local(v):  # tensor, sharded or not -> tensor
+    "This process's shard of a tensor."
     return v.to_local() if isinstance(v, DTensor) else v
 
 def gathered(
-    tensors, # dict: name -> tensor, in parts or not
-    keep,    # whether this process wants them
+    tensors, # dict: name -> tensor, sharded or not
+    keep,    # whether this process gets the result
 ):  # -> dict of copies on the CPU; empty without `keep`
-    "Copy tensors; where they are in parts, all processes must call this."
+    "Copy full tensors to the CPU; if they are sharded, all processes must call this."
     found = ((k, v.full_tensor() if isinstance(v, DTensor) else v) for k, v in tensors.items())
     return {k: v.detach().to('cpu', copy=True) for k, v in found if keep}
 
 # %% ../nbs/02_processes.ipynb #370e5f36
 def cut_like(
     v,  # whole tensor
-    p,  # tensor of the same shape, in parts or not
+    p,  # tensor of the same shape, sharded or not
 ):
-    "Put a tensor where another is, in the same parts."
+    "Move a tensor to the device of another, sharded alike."
     v = v.to(p.device)
     return distribute_tensor(v, p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else v
 
@@ -87,20 +87,20 @@ def cut_like(
 DIED = 'a data loading process died ({}): mostly for want of memory; lower --workers, and --resume goes on from the newest checkpoint'
 
 @contextmanager
-def by_itself(workers):  # how many data loading processes there are
-    "Within this block, which gets a batch, a `UserError` is this process's own."
+def by_itself(workers):  # number of data loading processes
+    "Within this block, which gets a batch, a `UserError` becomes a `LocalError`."
     try: yield
     except UserError as e: raise LocalError(str(e)) from e
     except (EOFError, OSError) as e:
         if not workers: raise
-        raise LocalError(DIED.format(type(e).__name__)) from e  # while it handed a batch over
+        raise LocalError(DIED.format(type(e).__name__)) from e  # killed while it passed a batch on
 
 # %% ../nbs/02_processes.ipynb #a5286dc2
 HUNG_UP = 'closed by peer', 'reset by peer', 'roken pipe', 'remote process exit', 'communicator was aborted'  # gloo and NCCL
 
 @contextmanager
 def in_words():
-    "Within this block, what torch says about a process that died becomes one line."
+    "Within this block, torch's error about a process that died becomes one line."
     try: yield
     except RuntimeError as e:
         said = ' '.join(str(e).split())
@@ -111,7 +111,7 @@ def in_words():
 # %% ../nbs/02_processes.ipynb #837aa25d
 @contextmanager
 def together(acc):  # Accelerator
-    "All processes leave this block, or none does: a `UserError` that not all meet is said by those that do."
+    "All processes pass this block, or all raise; a `UserError` that occurs in some of them is printed by those."
     error = None
     try: yield
     except UserError as e: error = e
@@ -121,7 +121,7 @@ def together(acc):  # Accelerator
 
 # %% ../nbs/02_processes.ipynb #4bd745fe
 def same_everywhere(
-    first,  # how many steps were made
+    first,  # number of completed steps
     acc,    # Accelerator
 ):
     "Check that all processes resume from the same step."
@@ -130,14 +130,14 @@ def same_everywhere(
         raise UserError('the processes found different checkpoints: the run folder must be on a file system that all of them share')
 
 # %% ../nbs/02_processes.ipynb #332d6664
-class Interrupted(BaseException): "Work was told to end."  # no Exception: nobody but us may catch it
+class Interrupted(BaseException): "Divided work was interrupted."  # no Exception, so that only this package catches it
 
-_NEVER = SimpleNamespace(signal=0, held=nullcontext)  # nobody tells to stop
+_NEVER = SimpleNamespace(signal=0, held=nullcontext)  # never interrupts
 
 class _Turns:
-    "What processes that work in turns say to each other."
+    "Exchange of messages between processes that divide work."
     def __init__(self, stop): self.stop, self.over = stop, False
-    def say(self, *mine):  # nothing: this process leaves -> what each process said
+    def say(self, *mine):  # no argument: this process leaves -> list of all processes' messages
         found = [None] * world()[1]
         with self.stop.held(): dist.all_gather_object(found, mine)
         self.over = not all(found)
@@ -148,16 +148,16 @@ _turns = ContextVar('turns', default=None)
 
 @contextmanager
 def dividing(stop=_NEVER):  # Stop
-    "Within this block, which all processes enter, `in_turns` divides its work; one that leaves early takes the others with it."
+    "Within this block, which all processes enter, `in_turns` divides its work; if one leaves early, all leave."
     if world()[1] == 1:
         yield
         return
     turns = _Turns(stop)
     before = _turns.set(turns)
     try:
-        with redirect_stdout(io.StringIO()) if world()[0] else nullcontext(): yield  # one of them speaks for all
+        with redirect_stdout(io.StringIO()) if world()[0] else nullcontext(): yield  # only process 0 prints
         turns.say(True)
-    except KeyboardInterrupt: raise                                         # at once, perhaps in the middle of a word
+    except KeyboardInterrupt: raise                                         # at once, perhaps in the middle of an exchange
     except BaseException:
         if not turns.over:
             with suppress(Interrupted, RuntimeError): turns.say()
@@ -166,15 +166,15 @@ def dividing(stop=_NEVER):  # Stop
 
 # %% ../nbs/02_processes.ipynb #04b2a21f
 def own_turns(parts):  # list -> list
-    "The parts that this process will be asked to do."
+    "The parts that this process computes."
     rank, n = world()
     return parts[rank::n] if _turns.get() else parts
 
 def in_turns(
     parts,  # list, the same on all processes
-    f,      # function of a part; the result can be pickled
-):  # -> iterator over the results for all parts, to be read to its end
-    "`f` of every part, in order; within `dividing`, each process does every n-th."
+    f,      # function of a part, with a picklable result
+):  # -> iterator over the results of all parts; it must be read to its end
+    "`f` of every part, in order; within `dividing`, each process computes every n-th."
     turns, (rank, n) = _turns.get(), world()
     if not turns:
         yield from map(f, parts)
@@ -185,10 +185,10 @@ def in_turns(
         for v in turns.say(mine)[:len(parts) - a]:
             if isinstance(v, UserError): raise v
             yield v
-        if turns.stop.signal: raise Interrupted                             # it came while they talked
+        if turns.stop.signal: raise Interrupted                             # the signal came during the exchange
 
-def of_main(v):  # what can be pickled
-    "What the main process has, within `dividing` on all processes."
+def of_main(v):  # a picklable value
+    "Broadcast the main process's value to all processes, within `dividing`."
     turns = _turns.get()
     return turns.say(v)[0] if turns else v
 
@@ -197,8 +197,8 @@ def _hold_memory():  # glibc
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return  # another C library
     mallopt(-4, 0)      # M_MMAP_MAX: large blocks come from the heap, too
-    mallopt(-1, -1)     # M_TRIM_THRESHOLD: which never shrinks
-    mallopt(-2, 2**28)  # M_TOP_PAD: and grows in strides
+    mallopt(-1, -1)     # M_TRIM_THRESHOLD: the heap never shrinks
+    mallopt(-2, 2**28)  # M_TOP_PAD: and grows by 256 MB at a time
 
 # %% ../nbs/02_processes.ipynb #b6b0c2ba
 def _has_onednn(): return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
@@ -220,15 +220,15 @@ def _wide_products():
                 return options['out'].resize_(y.shape).copy_(y) if options else y
             return kernel.call_boxed(keys, *args, **options)
         lib.impl(op, product, 'CPU', with_keyset=True, allow_override=True)
-    with warnings.catch_warnings(action='ignore'):              # that kernels of torch are replaced
+    with warnings.catch_warnings(action='ignore'):              # torch warns that its kernels are replaced
         for op in ('mm', 'addmm', 'mm.out', 'addmm.out'): route(op)  # compiled blocks call the last two
-    return lib  # the routes last as long as it does
+    return lib  # the kernels stay replaced as long as this object exists
 
 # %% ../nbs/02_processes.ipynb #3758b7ee
 def tune_cpu(
     bf16=False, # whether autocast computes in bfloat16
 ):
-    "Set this process up for training and evaluation on a CPU."
+    "Configure this process for training and evaluation on a CPU."
     _hold_memory()
     torch.backends.cuda.enable_flash_sdp(not bf16)
     if _mkl_is_narrow(): _wide_products()

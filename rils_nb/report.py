@@ -1,4 +1,4 @@
-"""Results of several models side by side, and never those of two protocols in one row.
+"""Results of several models side by side, where each row has results of one protocol only.
 
 Docs: https://rils-nb.github.io/rils_nb/report.html.md"""
 
@@ -19,13 +19,13 @@ from .config import FREE, Config, all_recipes, lower_is_better
 from .core import UserError, notice, printable, write_text
 
 # %% ../nbs/42_report.ipynb #f86d481f
-def _line(text):  # -> dict, or None for what is no result
+def _line(text):  # -> dict, or None for a line that is no result
     try: line = json.loads(text)
     except (ValueError, RecursionError): return None
     kinds = dict(task=str, data=str, model=str, protocol=int, metrics=dict, options=dict)
     if not isinstance(line, dict) or not all(isinstance(line.get(k), t) for k, t in kinds.items()): return None
     finite = all(isinstance(v, (int, float)) and math.isfinite(v) for v in line['metrics'].values())
-    return line | dict(config=c and vars(Config()) | c) if finite and isinstance(c := line.get('config'), (dict, type(None))) else None  # fields that a run did not know yet: as by default
+    return line | dict(config=c and vars(Config()) | c) if finite and isinstance(c := line.get('config'), (dict, type(None))) else None  # fields newer than the run have their defaults
 
 def read_results(path):  # run folder, or a results.jsonl -> list of dicts
     "The results of a file; raises `UserError` where there are none."
@@ -39,26 +39,26 @@ def read_results(path):  # run folder, or a results.jsonl -> list of dicts
     if not found: raise UserError(f'`{file}` holds no results')
     return found
 
-def _fields(config, *but):  # what tells trained models from each other, as a string
+def _fields(config, *but):  # the fields that distinguish trained models, as a string
     return json.dumps({k: v for k, v in (config or {}).items() if k not in FREE.union(but)}, sort_keys=True)
 
-def _model(line):  # of a run its method, whether the trainer wrote the line or `rils-eval`, which says where the run is
+def _model(line):  # a run's method, whether the trainer wrote the line or `rils-eval`, which records the run's path
     config, model = line['config'] or {}, line['model']
     return config['method'] if config.get('out') and ':' not in model and Path(model).name == Path(config['out']).name else model
 
-def _run(line):  # equal for the results of one run, though it was made longer or went on with more workers
+def _run(line):  # equal for the results of one run, even if it was extended or resumed with more workers
     return _model(line), (line['config'] or {}).get('out'), _fields(line['config'], 'steps', 'epochs')
 
 def newest(lines):  # list of dicts of `read_results` -> list of dicts
-    "For each run the results of its newest step."
+    "The results of each run's newest step."
     last = {}
     for l in lines: last[_run(l)] = max(last.get(_run(l), 0), l.get('step') or 0)
     return [l for l in lines if (l.get('step') or 0) == last[_run(l)]]
 
 # %% ../nbs/42_report.ipynb #98f5b17b
 def protocol_of(line):  # -> dict: what -> value
-    "Under what conditions the figures of a line came about."
-    options, metrics = {k: v for k, v in line['options'].items() if k != 'restrict' and (k, v) != ('crop_pct', 0)}, line['metrics']  # as before there were these
+    "The conditions under which the metrics of a line were measured."
+    options, metrics = {k: v for k, v in line['options'].items() if k != 'restrict' and (k, v) != ('crop_pct', 0)}, line['metrics']  # as in older results
     if metrics.get('from_half'): options['train_data'] = 'half of the evaluation data'
     elif options.get('train_data') == '' and line['config']: options['train_data'] = f'that of the run, {line["config"].get("data")}'
     counts = {k: v for k, v in metrics.items() if isinstance(v, int) and (k in ('n', 'classes') or k.startswith('n_'))}
@@ -86,11 +86,11 @@ def _name(line):  # a short one: of the run folder, or of a library's model
     return Path((line['config'] or {}).get('out') or '').name or line['model']
 
 # %% ../nbs/42_report.ipynb #073e2dc6
-def _column(line):  # equal for runs that differ in nothing but the seed
+def _column(line):  # equal for runs that differ only in the seed
     return _model(line), line.get('step'), _fields(line['config'], 'seed')
 
 def recipe_of(config):  # dict of the fields of a `Config` -> name, or ''
-    "The recipe that a run followed, whatever its seed and wherever its data and its start lay."
+    "The recipe that a run followed, whatever its seed and the paths of its data and initial checkpoint."
     free, own = FREE | {'seed', 'data', 'image_key', 'caption_key', 'label_key', 'precision', 'init'}, Path(config.get('out') or '').name
     begins = lambda name, init: config.get('init', '') == init or bool(config.get('init') and init and own == name)
     followed = [name for name, made in all_recipes().items() if begins(name, (c := made()).init) and all(config.get(k) == v for k, v in vars(c).items() if k not in free)]
@@ -108,33 +108,33 @@ def _labels(columns):  # dict: column -> its lines -> dict: column -> str
 # %% ../nbs/42_report.ipynb #c99adcc0
 @dataclass
 class Cell:
-    "A figure of one model."
+    "A metric of one model."
     value: float        # the mean over its runs
-    std: float = None   # deviation over the runs; of a single run that of its own draws, where it has some
+    std: float = None   # deviation over the runs; for a single run over its draws, if any
     best: bool = False  # among the models of its row
 
 @dataclass
 class Row:
-    "A figure of all models, measured alike."
-    task: str    # and on which data
-    figure: str  # its name, and what is particular about it where there are several protocols
+    "A metric of all models, measured alike."
+    task: str    # and its data
+    figure: str  # its name, with the difference where there are several protocols
     cells: dict  # label of a model -> Cell
     chance: float = None
-    line: dict = None  # one of those that it came from
-    recipes: tuple = ()  # that its runs followed
+    line: dict = None  # one of its result lines
+    recipes: tuple = ()  # of its runs
 
 def _cell(metrics, figure):  # list of dicts, one for each run
     values = [m[figure] for m in metrics]
     return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else metrics[0].get(f'{figure}_std'))
 
-def _mark(row):  # the best of several; of what ends in _nats, a divergence, the least
+def _mark(row):  # mark the best of several; of names in _nats, a divergence, the lowest
     if len(row.cells) < 2: return
     best = (min if lower_is_better(row.figure.partition(' ')[0]) else max)(c.value for c in row.cells.values())
     for c in row.cells.values(): c.best = c.value == best
 
 # %% ../nbs/42_report.ipynb #8f804b12
 def gather(paths):  # run folders and results.jsonl -> list of labels, list of Rows
-    "The rows of a report; raises `UserError` for what was not measured alike."
+    "The rows of a report; raises `UserError` for results that were not measured alike."
     lines = newest([l for p in dict.fromkeys(map(str, paths)) for l in read_results(p)])
     check_alike(lines)
     columns, groups = {}, {}
@@ -164,7 +164,7 @@ def _shots(*pairs): return {f'{k}_shot': pair for k, pair in zip((1, 2, 5, 10), 
 
 def _recall(*values): return dict(zip(('i2t_r1', 'i2t_r5', 'i2t_r10', 't2i_r1', 't2i_r5', 't2i_r10'), values))
 
-PAPER = dict(  # task -> what its line must say, recipe -> figure -> % or (%, deviation)
+PAPER = dict(  # task -> values that its line must have, recipe -> metric -> % or (%, deviation)
     zeroshot=(dict(n=50_000, top1_chance=1/1000), dict(  # RILS, Tables 9, 10 and A2 (Table 6 is the suite's); A-CLIP; MaskCLIP's supplement
         rils_vision_b16_l10m=dict(top1=34.8), mim_lit_b16_l10m=dict(top1=13.2), mim_clip_b16_l10m=dict(top1=34.4), clip_b16_l10m=dict(top1=32.1), mae_clip_b16_l10m=dict(top1=34.2),
         rils_b16_l10m=dict(top1=37.5), rils_b16_yfcc15m=dict(top1=41.5), rils_b16_l50m=dict(top1=49.4), rils_b16_l100m=dict(top1=50.6), aclip_b16_yfcc15m=dict(top1=43.9), maskclip_b16_yfcc15m=dict(top1=44.5), maskclip_b32_yfcc15m=dict(top1=38.5))),
@@ -180,12 +180,12 @@ PAPER = dict(  # task -> what its line must say, recipe -> figure -> % or (%, de
 # %% ../nbs/42_report.ipynb #08b54465
 TABLES = {'CLIP': 'clip_b16_l20m', 'SLIP': 'slip_b16_l20m', 'MAE+CLIP': 'mae_clip_b16_l20m', 'RILS': 'rils_b16_l20m'}  # columns of RILS, Tables 6 and 8 -> recipes
 
-def _of_suite(name, figure):  # a data set, what is reported of it -> dict: recipe -> figure -> %
+def _of_suite(name, figure):  # a data set, its metric in the table -> dict: recipe -> metric -> %
     from rils_nb.evals.suite import PAPER as tables
     return {recipe: {figure: tables[name][column]} for column, recipe in TABLES.items()} if name in tables else {}
 
-def known(line):  # dict of `read_results` -> dict: recipe -> figure -> % or (%, deviation)
-    "What the papers have for a result; nothing where it was measured otherwise than there."
+def known(line):  # dict of `read_results` -> dict: recipe -> metric -> % or (%, deviation)
+    "The papers' values for a result; empty where it was measured in another way."
     task, said, asked = line['task'], line['metrics'], line['options']
     if task.startswith('zeroshot-'):
         whole = said.get('n', 0) + said.get('unreadable', 0) == asked.get('images')
@@ -198,7 +198,7 @@ def in_paper(
     row,    # Row
     recipe, # name
 ):  # -> Cell or None
-    "What the paper has for a recipe in a row of its own protocol."
+    "The paper's value of a recipe for a row of the same protocol."
     found = known(row.line).get(recipe, {}).get(row.figure.partition(' ')[0])
     value, *std = found if isinstance(found, tuple) else (found,)
     return Cell(value / 100, *(s / 100 for s in std)) if found else None
@@ -207,7 +207,7 @@ def papers(
     rows,  # Rows
     asked, # recipes; [] = those that were run
 ):  # -> dict: label -> list of Cells or None, one for each row
-    "The columns of the papers; without any asked for those of the recipes that were run."
+    "The columns of the papers; by default those of the recipes that were run."
     listed = {*TABLES.values(), *(r for _, found in PAPER.values() for r in found)}
     for r in asked:
         all_recipes()[r]  # raises for an unknown one
@@ -230,10 +230,10 @@ def _grid(labels, rows, beside, best):  # -> list of rows of str; the first is t
         own = [best(_show(r.figure, c)) if (c := r.cells.get(l)) and c.best else _show(r.figure, c) for l in labels]
         out.append([r.task if i == 0 or rows[i - 1].task != r.task else '', r.figure, *own, *(_show(r.figure, cells[i]) for cells in beside.values()),
                     *['' if r.chance is None else f'{100 * r.chance:.2f}'] * chance])
-    return [list(map(printable, row)) for row in out]  # names of models and data may come from anywhere
+    return [list(map(printable, row)) for row in out]  # names of models and data are not trusted
 
 def conditions(rows):  # Rows -> list of str
-    "What all rows of a task have in common, and how to read the table."
+    "The conditions that all rows of a task share, and how to read the table."
     by = {}
     for r in rows: by.setdefault(r.task, []).append(protocol_of(r.line))
     words = lambda ps: ', '.join(f'{k} {_brief(v)}' for k, v in ps[0].items() if all(p.get(k) == v for p in ps))
@@ -267,7 +267,7 @@ def as_picture(
     rows,   # Rows
     beside, # dict: label -> list of Cells or None, one for each row
 ):  # -> figure
-    "A report as points, one line of them for each figure."
+    "A report as points, one line of them for each metric."
     from rils_nb.viz import styled
     shown = [i for i, r in enumerate(rows) if not r.figure.partition(' ')[0].endswith('_nats')]
     if not shown: raise UserError('no row of the report is a share, so there is nothing to draw')
@@ -307,10 +307,10 @@ WRITERS = {'.md': lambda path, *report: write_text(path, as_markdown(*report)), 
 
 def report_command(
     paths,    # run folders and results.jsonl
-    out='',   # .md, .txt or .png to write; '' = print alone
-    paper='', # recipes whose figures in a paper stand beside, as a,b; '' = those of the recipes that were run
+    out='',   # .md, .txt or .png to write; '' = print only
+    paper='', # recipes whose results in a paper are added, as a,b; '' = the recipes that were run
 ):
-    "What `rils-eval report` does: print the table, and write it."
+    "Run `rils-eval report`: print the table, and write it."
     if out and Path(out).suffix not in WRITERS: raise UserError(f'a report is written as {", ".join(WRITERS)}; given --out `{out}`')
     if out and Path(out).exists(): raise UserError(f'`{out}` exists already; move it away or choose another name')
     labels, rows = gather(paths)

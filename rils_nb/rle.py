@@ -1,4 +1,4 @@
-"""The masks of a photograph's objects in a few kilobytes, drawn one at a time where pixels are needed.
+"""Instance masks as run-length encodings (RLE): a few kilobytes an image, decoded one at a time where pixels are needed.
 
 Docs: https://rils-nb.github.io/rils_nb/rle.html.md"""
 
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 # %% ../nbs/03a_rle.ipynb #893235a4
 def read_run_lengths(text):  # COCO's letters, str or bytes -> (n,) int64
-    "The lengths of runs that letters stand for, zeros first; raises `ValueError` where they stand for none."
+    "Decode COCO's letters to run lengths, zeros first; raises `ValueError` for invalid letters."
     x = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
     if not len(x): return x
     if x.min() < 0 or x.max() > 63 or x[-1] & 32: raise ValueError('not the letters of run lengths')
@@ -38,32 +38,32 @@ def fills(
 
 # %% ../nbs/03a_rle.ipynb #8a63b157
 def nearest_places(
-    n, # pixels along a side
-    m, # and along the new one
+    n, # pixels along the old side
+    m, # pixels along the new side
 ):  # -> (m,) int64
-    "Which pixel of a side stands at the middle of each pixel of the new one."
+    "Index of the old pixel at the centre of each new pixel, along one side."
     return F.interpolate(torch.arange(n, dtype=torch.float32)[None, None, :, None], (m, 1), mode='nearest-exact')[0, 0, :, 0].long()
 
 class RLEMasks:
-    "The masks of an image's objects as run lengths, for whoever asks a tensor (k,H,W) of booleans."
+    "The masks of an image's objects as run lengths, usable as a tensor (k,H,W) of booleans."
     dtype, device = torch.bool, torch.device('cpu')
     def __init__(self,
-        runs, # list of dicts of size and counts, as COCO writes them
-        size, # height and width that they are drawn at
-        rows=None, # which of these pixels are seen; None: all
-        cols=None,
+        runs, # list of dicts of size and counts, in COCO's format
+        size, # height and width at which they are decoded
+        rows=None, # indices of the rows in the window; None: all
+        cols=None, # indices of its columns; None: all
     ):
         self.runs, self.size, self.rows, self.cols = list(runs), tuple(size), rows, cols
     def __len__(self): return len(self.runs)
     @property
     def shape(self): return torch.Size([len(self.runs), *(n if at is None else len(at) for n, at in zip(self.size, (self.rows, self.cols)))])
     def draw(self, i):  # -> (H,W) bool
-        "One of the masks."
-        m = torch.from_numpy(hotcoco.mask.decode(self.runs[i])).view(torch.bool).T                   # (W,H): as it lies in memory
+        "Decode mask `i`."
+        m = torch.from_numpy(hotcoco.mask.decode(self.runs[i])).view(torch.bool).T                   # (W,H): the layout in memory
         m = (m if self.cols is None else m.index_select(0, self.cols)).T
         return m if self.rows is None else m.contiguous().index_select(0, self.rows)
     def dense(self):  # -> (k,H,W) bool
-        "All of them, with their pixels."
+        "Decode all masks."
         out = torch.zeros(self.shape, dtype=torch.bool)
         for i in range(len(self)): out[i] = self.draw(i)
         return out
@@ -83,14 +83,14 @@ RLEMasks.__getitem__ = _choose
 def resize(self:RLEMasks,
     size,  # height and width
 ):  # -> RLEMasks
-    "The masks at another size: each pixel asks what stood at its middle."
+    "The masks at another size: each pixel takes the old value at its centre."
     if tuple(size) == tuple(self.shape[1:]): return self
     places = (nearest_places(n, m) for n, m in zip(self.shape[1:], size))
     return RLEMasks(self.runs, self.size, *(v if at is None else at[v] for v, at in zip(places, (self.rows, self.cols))))
 
 # %% ../nbs/03a_rle.ipynb #703ea158
 def _attribute(self, name):
-    if name.startswith('_'): raise AttributeError(name)                     # a copy asks for these before there is anything to draw
+    if name.startswith('_'): raise AttributeError(name)                     # copying looks these up before the object is initialised
     return getattr(self.dense(), name)
 RLEMasks.__getattr__ = _attribute
 
@@ -98,7 +98,7 @@ def _drawn(x): return x.dense() if isinstance(x, RLEMasks) else type(x)(map(_dra
 
 def _by_pixels(name): return lambda self, *others: getattr(self.dense(), name)(*map(_drawn, others))
 for _name in ('and', 'rand', 'or', 'ror', 'xor', 'invert', 'eq', 'ne', 'mul', 'rmul', 'array'): setattr(RLEMasks, f'__{_name}__', _by_pixels(f'__{_name}__'))
-RLEMasks.__hash__, RLEMasks.__array_eq__ = object.__hash__, lambda self, other: torch.equal(*map(_drawn, (self, other)))  # fastcore compares by it
+RLEMasks.__hash__, RLEMasks.__array_eq__ = object.__hash__, lambda self, other: torch.equal(*map(_drawn, (self, other)))  # used by fastcore's test_eq
 
 @classmethod
 def _of_torch(cls, f, types, args=(), kwargs=None): return f(*map(_drawn, args), **{k: _drawn(v) for k, v in (kwargs or {}).items()})
@@ -113,15 +113,15 @@ def encode_masks(masks):  # RLEMasks, or (k,H,W) bool -> RLEMasks at their own s
 
 def encode_window(
     mask, # (h,w) bool array
-    top,  # of its corner in the image, in pixels
-    left, # the same
+    top,  # row of its corner in the image, in pixels
+    left, # column of its corner
     size, # height and width of the image
 ):  # -> dict of size and counts
-    "Run lengths of an image that is zero but for a window."
+    "Run lengths of an image that is zero outside a window."
     down = np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8)                                          # (w,h+2): each column ends with a zero
     col, row = np.nonzero(np.diff(down, axis=1))
-    ends = (left + col) * size[0] + top + row                                                        # where runs begin and end, in turns
-    meets = np.flatnonzero(ends[1:-1:2] == ends[2::2]) * 2 + 1                                       # at the foot of a column, and at the head of the next one
+    ends = (left + col) * size[0] + top + row                                                        # starts and ends of runs, alternately
+    meets = np.flatnonzero(ends[1:-1:2] == ends[2::2]) * 2 + 1                                       # a run that ends a column meets one that begins the next
     ends = np.delete(ends, np.concatenate([meets, meets + 1]))
     counts = np.diff(np.concatenate([[0], ends, [size[0] * size[1]]]))
     if len(counts) > 1 and counts[-1] == 0: counts = counts[:-1]
@@ -131,36 +131,36 @@ def encode_polygons(
     polygons, # list of lists of x, y, x, y ...
     size,     # height and width of the image
 ):  # -> dict of size and counts
-    "Run lengths of what polygons enclose, to the pixel as pycocotools draws them."
+    "Run lengths of the area inside polygons, equal to pycocotools' to the pixel."
     return hotcoco.mask.merge(hotcoco.mask.frPyObjects(polygons, *size))
 
 @patch
 def area(self:RLEMasks):  # -> (k,) int64
-    "The pixels of each mask."
+    "Number of pixels of each mask."
     runs = encode_masks(self).runs
     return torch.from_numpy(np.asarray(hotcoco.mask.area(runs)).astype(np.int64)) if runs else torch.zeros(0, dtype=torch.int64)
 
 # %% ../nbs/03a_rle.ipynb #9344aadc
 def shrink_picture(
     image, # (3,H,W) uint8
-    known, # dict of its objects: perhaps boxes (k,4), masks (k,H,W) bool or RLEMasks, and others
-    side=1024, # of the longer side, at most
+    known, # dict of its annotations: optional boxes (k,4), masks (k,H,W) bool or RLEMasks, and others
+    side=1024, # maximum length of the longer side
 ):  # -> image, dict
-    "A picture and its objects, as large as it is looked at."
+    "Shrink a picture and its annotations to the size at which it is shown."
     (h, w), scale = image.shape[1:], side / max(image.shape[1:])
     if scale >= 1: return image, known
     size = [max(1, round(v * scale)) for v in (h, w)]
     changes = dict(boxes=lambda b: b * b.new_tensor([size[1] / w, size[0] / h]).repeat(2), masks=lambda m: encode_masks(m).resize(size))
-    small = torch.stack([F.interpolate(channel[None, None].float(), size, mode='area')[0, 0] for channel in image])   # one after another: floats take four times the memory
+    small = torch.stack([F.interpolate(channel[None, None].float(), size, mode='area')[0, 0] for channel in image])   # one at a time: floats take four times the memory
     return small.round().byte(), {k: changes.get(k, lambda v: v)(v) for k, v in known.items()}
 
 def tint_masks(
     image,   # (3,H,W) uint8, or float in [0,1]
     masks,   # (k,H,W) bool or RLEMasks
-    colours, # of each, three numbers from 0 to 1
-    tint,    # how much of the colour is mixed in
+    colours, # colour of each mask, three numbers from 0 to 1
+    tint,    # opacity of the colour, from 0 to 1
 ):  # -> image; float in [0,1] where there are masks
-    "A picture with its masks in colours."
+    "Blend masks into a picture, each in its colour."
     for m, colour in zip(masks, colours):
         image = image.float() / 255 if image.dtype == torch.uint8 else image
         image = torch.where(m, (1 - tint) * image + tint * torch.tensor(colour).view(3, 1, 1), image)

@@ -1,4 +1,4 @@
-"""A pair of image and caption as tensors: whatever file it comes from, and nothing that cannot be used.
+"""Decoding of images to uint8 RGB tensors and cleaning of captions, from any file format; unusable samples are reported.
 
 Docs: https://rils-nb.github.io/rils_nb/samples.html.md"""
 
@@ -24,41 +24,41 @@ from .image_files import IMAGES, OTHER_IMAGES, explain_suffix, is_image, name_fo
 class BadSample(Exception):
     "A sample that cannot be used."
     def __init__(self,
-        kind,      # what is wrong, one word: image, caption, bomb, tiny, file, pair, tar, label
+        kind,      # kind of damage, one word: image, caption, bomb, tiny, file, pair, tar, label
         where='',  # file or shard member
     ):
         super().__init__(f'{kind}: {where}')
         self.kind, self.where = kind, where
-    def __reduce__(self): return BadSample, (self.kind, self.where)  # crosses from a worker to the trainer
+    def __reduce__(self): return BadSample, (self.kind, self.where)  # for pickling, from a worker to the trainer
 
 def kinds(bad):  # list of (kind, where) -> str
-    "Damaged samples by kind, in words, the most frequent first."
+    "Numbers of damaged samples by kind, as text, the most frequent first."
     return ', '.join(f'{n} {kind}' for kind, n in Counter(kind for kind, _ in bad).most_common())
 
 # %% ../nbs/04_samples.ipynb #0b8673ba
-MAX_BYTES = 2**28  # of one file or member of a shard: 256 MB, beyond any photograph
+MAX_BYTES = 2**28  # limit for one file or shard member: 256 MB, larger than any photograph
 
 def bounded(
-    size, # in bytes
+    size, # of the file, in bytes
     name, # of the file, for the message
 ):
-    "Raise `BadSample` for what is too large to be a picture."
+    "Raise `BadSample` for a file that is too large to be an image."
     if size > MAX_BYTES: raise BadSample('file', f'{name} (more than {MAX_BYTES // 2**20} MB)')
 
 def read_bytes(path):
-    "A file's content; raises `BadSample` for what is no regular file, or too large."
+    "A file's content; raises `BadSample` if it is not a regular file or is too large."
     try:
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode): raise BadSample('file', f'{path} (not a regular file)')
         bounded(info.st_size, path)
-        with open(path, 'rb') as f: data = f.read(MAX_BYTES + 1)  # the files of /proc, say, claim to be empty
-    except (OSError, ValueError) as e:  # ValueError: no file can have this name
+        with open(path, 'rb') as f: data = f.read(MAX_BYTES + 1)  # files of /proc, for example, report a size of 0
+    except (OSError, ValueError) as e:  # ValueError: an invalid file name
         raise BadSample('file', f'{path} ({getattr(e, "strerror", None) or e})')
     bounded(len(data), path)
     return data
 
 # %% ../nbs/04_samples.ipynb #72f2bd32
-def _strips(image, size=2**22):  # of a PIL image, at most so many pixels each -> first row and strip, one after another
+def _strips(image, size=2**22):  # PIL image, maximum pixels of a strip -> pairs of first row and strip
     rows = max(1, size // image.width)
     if rows >= image.height: return [(0, image)]
     return ((y, image.crop((0, y, image.width, min(y + rows, image.height)))) for y in range(0, image.height, rows))
@@ -75,7 +75,7 @@ def _has_alpha(image):
     return image.mode in ('PA', 'LA', 'La', 'RGBA', 'RGBa') or 'transparency' in image.info or image.mode == 'P' and image.palette.mode == 'RGBA'
 
 # %% ../nbs/04_samples.ipynb #f38b145c
-def _value_range(image):  # PIL image of whole numbers or floats -> its numbers for black and white, and the one that stands for "no data"
+def _value_range(image):  # PIL image of integers or floats -> its values for black, white and "no data"
     tags, found = getattr(image, 'tag_v2', {}), []
     try: nothing = float(tags.get(42113))  # GDAL's
     except (TypeError, ValueError): nothing = math.nan
@@ -101,12 +101,12 @@ def _scale_to_8_bits(image):  # -> function: strip -> RGB
     return convert
 
 # %% ../nbs/04_samples.ipynb #c9d14920
-def _orientation(image):  # EXIF's, 1 to 8
+def _orientation(image):  # EXIF's orientation, 1 to 8
     try: k = image.getexif().get(0x0112, 1)
     except Exception: return 1
     return k if k in range(1, 9) else 1
 
-def _upright(x, k):  # (...,H,W) as it is stored under EXIF's orientation k
+def _upright(x, k):  # (...,H,W) as stored, EXIF's orientation k
     if k >= 5: x = x.transpose(-2, -1)
     if k in (3, 4, 7, 8): x = x.flip(-2)
     return x.flip(-1) if k in (2, 3, 6, 7) else x
@@ -116,7 +116,7 @@ def _to_rgb(image):  # -> function: strip -> RGB
     return _composite_on_white(image) if _has_alpha(image) else lambda strip: strip if strip.mode == 'RGB' else strip.convert('RGB')
 
 def decode_pil(image):  # PIL image -> (3,H,W) uint8
-    "The pixels of a PIL image of any mode, upright, on white where it is transparent."
+    "The pixels of a PIL image of any mode, upright and composited on white."
     image.load()
     convert = _to_rgb(image)
     x = np.empty((3, image.height, image.width), np.uint8)
@@ -125,19 +125,19 @@ def decode_pil(image):  # PIL image -> (3,H,W) uint8
     return _upright(torch.from_numpy(x), _orientation(image))
 
 # %% ../nbs/04_samples.ipynb #06c4d11f
-def _jpeg(data, image):  # -> (H,W,3); what the fast decoder complains of goes to Pillow, which tells the damaged from the untidy
+def _jpeg(data, image):  # -> (H,W,3); if the fast decoder reports an error, Pillow decides whether the file is damaged
     try: return torch.from_numpy(simplejpeg.decode_jpeg(data, 'RGB'))
     except ValueError: return torch.from_numpy(np.array(image.convert('RGB')))
 
 # %% ../nbs/04_samples.ipynb #de3d0500
-MAX_PIXELS = 100_000_000  # a square of 10,000; beyond that it is a decompression bomb
-_SMALLER = dict(WEBP=2, AVIF=2, JPEG2000=3)  # their decoders take more memory: that many times fewer pixels
-_DECODES = dict(AVIF=lambda: 'avif' in features.modules and features.check_module('avif'), JPEG2000=lambda: features.check_codec('jpg_2000'))  # not in every Pillow
+MAX_PIXELS = 100_000_000  # a square of 10,000; larger images count as decompression bombs
+_SMALLER = dict(WEBP=2, AVIF=2, JPEG2000=3)  # their decoders take more memory: the limit is divided by this factor
+_DECODES = dict(AVIF=lambda: 'avif' in features.modules and features.check_module('avif'), JPEG2000=lambda: features.check_codec('jpg_2000'))  # not included in every Pillow
 FORMATS = tuple(f for f in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF') if _DECODES.get(f, lambda: True)())
 
-def _check_size(image, size):  # of the file in bytes
+def _check_size(image, size):  # size of the file in bytes
     pixels, words = image.width * image.height, f'{image.width}x{image.height} pixels'
-    tile = [v for v in map(getattr(image, 'tag_v2', {}).get, (322, 323)) if isinstance(v, int)]  # of a TIFF, whose decoder takes memory for a whole one
+    tile = [v for v in map(getattr(image, 'tag_v2', {}).get, (322, 323)) if isinstance(v, int)]  # a TIFF's decoder allocates a whole tile
     if len(tile) == 2 and tile[0] * tile[1] > pixels: pixels, words = tile[0] * tile[1], f'a tile of {tile[0]}x{tile[1]} pixels'
     if pixels > MAX_PIXELS // _SMALLER.get(image.format, 1): raise BadSample('bomb', words)
     if pixels > max(MAX_PIXELS // 2, 200 * size): raise BadSample('bomb', f'{words} from {size:,} bytes')
@@ -148,7 +148,7 @@ def _open_image(data): return Image.open(io.BytesIO(data), formats=FORMATS)
 def _decode(data):
     image = _open_image(data)
     _check_size(image, len(data))
-    if image.format == 'JPEG2000' and b'\xff\xd9' not in data: raise BadSample('image', 'it has no end')  # its decoder is content with a header
+    if image.format == 'JPEG2000' and b'\xff\xd9' not in data: raise BadSample('image', 'it has no end')  # its decoder accepts a file with a header alone
     if image.format != 'JPEG' or image.mode not in ('RGB', 'L'): return decode_pil(image)
     return _upright(_jpeg(data, image).permute(2, 0, 1), _orientation(image) if 'exif' in image.info else 1)
 
@@ -156,23 +156,23 @@ def _decode(data):
 def decode_image(
     data,  # bytes of an image file
 ):  # -> (3,H,W) uint8
-    "Decode an image file; raises `BadSample` if it is none."
+    "Decode an image file; raises `BadSample` if that is impossible."
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Pillow's own bomb warning and EXIF trifles
+        warnings.simplefilter('ignore')  # Pillow's bomb and EXIF warnings
         try: return _decode(data)
         except BadSample: raise
-        except Exception as e: error = e  # decoders fail in very many ways
+        except Exception as e: error = e  # decoders raise many kinds of exceptions
         try:
             if bare := strip_metadata(data): return _decode(bare)
         except BadSample: raise
-        except Exception: pass            # it was not the metadata
+        except Exception: pass            # the metadata were not the cause
     if isinstance(error, Image.DecompressionBombError): raise BadSample('bomb')
     what = name_format(data)
     if isinstance(error, UnidentifiedImageError): raise BadSample('image', 'not recognised as an image' + (f': {what}' if what else ''))
     raise BadSample('image', f'{type(error).__name__}: {error}')
 
-def image_format(data):  # bytes of an image file that was decoded -> str
-    "What Pillow calls its format; empty if it is none."
+def image_format(data):  # bytes of a decodable image file -> str
+    "Pillow's name of its format; empty if it cannot be opened."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for given in (lambda: data, lambda: strip_metadata(data)):
@@ -187,13 +187,13 @@ def encode_png(image):  # (3,H,W) uint8 -> bytes
     return buffer.getvalue()
 
 # %% ../nbs/04_samples.ipynb #2a060f18
-def _is_traced(): return torch.compiler.is_compiling() or torch.jit.is_tracing()  # a program is made, for which no pixel has a value yet
+def _is_traced(): return torch.compiler.is_compiling() or torch.jit.is_tracing()  # while a program is traced, pixels have no values
 
 def unit_pixels(
     image,  # (...) uint8 from 0 to 255, or float from 0 to 1
     dtype=torch.float32,  # of the result
 ):  # -> (...) float from 0 to 1, a copy
-    "Pixels as floats from 0 to 1; raises `UserError` for others."
+    "Pixels as floats from 0 to 1; raises `UserError` for other types and ranges."
     if image.dtype == torch.uint8: return image.to(dtype) / 255
     if not image.is_floating_point(): raise UserError(f'images are uint8 from 0 to 255 or floats from 0 to 1, given {image.dtype}: convert them with .to(torch.uint8)')
     low, high = (v.item() for v in image.aminmax()) if image.numel() and not _is_traced() else (0, 1)
@@ -202,23 +202,23 @@ def unit_pixels(
     return image.to(dtype, copy=True)
 
 # %% ../nbs/04_samples.ipynb #b9aedc6d
-_BLANK = set('\u115f\u1160\u3164\uffa0\u2800\ufffc')  # fillers of the Korean script, which count as letters; Braille without a dot and the place of an object, symbols
+_BLANK = set('\u115f\u1160\u3164\uffa0\u2800\ufffc')  # Hangul fillers (letters in Unicode), Braille blank and object replacement (symbols)
 
 def is_visible(text):  # str -> bool
-    "Whether a text shows anything at all."
+    "Whether a text has any visible character."
     if '&' in text: text = html.unescape(html.unescape(text))  # as the tokenizer does
     return any(unicodedata.category(c)[0] in 'LNPS' and c not in _BLANK for c in text)
 
 def clean_caption(
-    text,  # bytes or str, or whatever a table held
+    text,  # bytes or str, or any other value of a table
 ):  # -> str
-    "A caption as plain text; raises `BadSample` if nothing is left or it never was text."
+    "A caption as plain text; raises `BadSample` if it is empty or not text."
     if isinstance(text, bytes):
         try: text = text[:8000].decode('utf-8', errors='strict' if len(text) <= 8000 else 'ignore')  # 2,000 characters have at most 8,000 bytes
         except UnicodeDecodeError: raise BadSample('caption', 'not UTF-8')
     if not isinstance(text, str): raise BadSample('caption', f'{type(text).__name__} in place of text')
     text = text[:2000]
-    if not text.isprintable():  # most captions are, and need no second look
+    if not text.isprintable():  # most captions are printable, and need no further check
         if any('\ud800' <= c <= '\udfff' for c in text): raise BadSample('caption', 'not UTF-8')  # undecodable bytes of a table
         text = ''.join(' ' if c == '\ufeff' or unicodedata.category(c) == 'Cc' else c for c in text)
     text = ' '.join(text.split())
@@ -227,18 +227,18 @@ def clean_caption(
 
 # %% ../nbs/04_samples.ipynb #5d1c0b6e
 _STRING = re.compile(r"""(?:np\.str_\()?[uU]?('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\)?""", re.S)
-_STRINGS = re.compile(rf'\[\s*(?:{_STRING.pattern}[\s,]*)*\]', re.S)  # with commas between them, or blanks, as NumPy writes them
+_STRINGS = re.compile(rf'\[\s*(?:{_STRING.pattern}[\s,]*)*\]', re.S)  # separated by commas, or by blanks as in NumPy
 
-def _evaluate(text):  # text in brackets -> what JSON or Python read in it, None if nothing
+def _evaluate(text):  # text in brackets -> its value in JSON or Python, None if it has none
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Python's, of a `\\` that escapes nothing
+        warnings.simplefilter('ignore')  # Python's warning about a `\\` that escapes nothing
         try: return parse_json(text)
         except (ValueError, RecursionError): pass
         try: return [ast.literal_eval(s) for s in _STRING.findall(text)] if _STRINGS.fullmatch(text) else ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError): return None
 
-def find_list(text):  # str -> list, or None where the text is no list
-    "The list that a text writes out; raises `BadSample` for what is meant as data and is no list of texts."
+def find_list(text):  # str -> list, or None if the text is not a list
+    "The list that a text spells out; raises `BadSample` for other data structures and unreadable lists."
     text = text.strip(' \t\r\n\ufeff')
     if text[:1] + text[-1:] not in ('[]', '()', '{}'): return None
     if len(text) > 100_000: raise BadSample('caption', 'a list of more than 100,000 characters')
@@ -248,7 +248,7 @@ def find_list(text):  # str -> list, or None where the text is no list
     return list(value) if isinstance(value, (list, tuple)) else None
 
 # %% ../nbs/04_samples.ipynb #0e64c1f8
-def _join_pairs(pairs):  # of an object -> dict
+def _join_pairs(pairs):  # pairs of an object -> dict
     fields = dict(pairs)
     if len(fields) == len(pairs): return fields
     values = {k: [v for other, v in pairs if other == k] for k in fields}
@@ -256,13 +256,13 @@ def _join_pairs(pairs):  # of an object -> dict
 
 _decoder = json.JSONDecoder(object_pairs_hook=_join_pairs)
 
-def parse_json(text):  # str or bytes -> what it says
-    "Read JSON; a key that an object has twice gets the list of its values."
+def parse_json(text):  # str or bytes -> its value
+    "Read JSON; a key that occurs twice in an object gets the list of its values."
     return _decoder.decode(text.decode(json.detect_encoding(text), 'surrogatepass') if isinstance(text, bytes) else text)
 
 # %% ../nbs/04_samples.ipynb #4217a1ee
-def split_lines(data):  # content of a .txt, bytes -> list of captions as they stand
-    "The lines of a text file, each a caption; or the items, where the file is one list."
+def split_lines(data):  # content of a .txt, bytes -> list of raw captions
+    "The lines of a text file, each a caption; or the items, if the file is one list."
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'): raise BadSample('caption', 'UTF-16 in place of UTF-8')
     if data[:80].lstrip(b'\xef\xbb\xbf \t\r\n')[:1] == b'[' and len(data) <= 100_000:
         if isinstance(whole := _evaluate(data.decode('utf-8', 'replace').strip(' \t\r\n\ufeff')), list): return whole
@@ -281,8 +281,8 @@ def clean_captions(texts):  # content of a .txt (bytes), a text, or a list of te
 
 # %% ../nbs/04_samples.ipynb #b2e8a694
 def is_one_line(
-    field,  # of a .json, any value
-    data,   # content of the .txt beside it
+    field,  # field of a .json, any value
+    data,   # content of the .txt of the same sample
 ):  # -> bool
     "Whether a field holds one of the several captions of a text file."
     lines = [l.strip() for l in data.splitlines() if l.strip()]

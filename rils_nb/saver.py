@@ -1,4 +1,4 @@
-"""Checkpoints are written by a thread while training goes on; the newest stay, and the best.
+"""Writes checkpoints in a thread while training continues, and keeps the newest and the best.
 
 Docs: https://rils-nb.github.io/rils_nb/saver.html.md"""
 
@@ -38,17 +38,17 @@ class Saver:
         acc,     # Accelerator; only its main process writes
         config,  # Config
         order,   # dict of `order_of`
-        first,   # how many steps the checkpoint had that was resumed from
+        first,   # step of the checkpoint that was resumed from
     ):
         self.acc, self.config, self.order, self.last = acc, config, order, first
         self.folder, self.thread, self.error = Path(config.out)/'checkpoints', None, None
 
     def save(self,
-        step,       # how many steps were made
-        take,       # function that gives the `snapshot`, of whether to keep it
-        best=None,  # dict of the result that makes it the best so far
+        step,       # number of completed steps
+        take,       # function of whether to keep it that returns the `snapshot`
+        best=None,  # dict of the result, if it is the best so far
     ):
-        "Write the checkpoint of a step, unless it is there; wait for the one before first. All processes must call this."
+        "Write the checkpoint of a step, unless it exists; waits for the previous one. All processes must call this."
         self.wait()
         files = take(self.acc.is_main_process) if step != self.last else None
         self.last = step
@@ -72,7 +72,7 @@ class Saver:
         self.thread = None
 
     def settle(self):
-        "Wait until all is written; where that failed, all processes raise."
+        "Wait until all is written; on failure, all processes raise."
         self.wait()
         failed = all_sum(torch.tensor(float(self.error is not None), device=self.acc.device)).item()
         if failed: raise self.error or UserError('the main process could not write a checkpoint')

@@ -1,4 +1,4 @@
-"""What is hidden, what each patch means in words, where a word is in an image, what each pixel shows, how a run went, what a search finds.
+"""Figures of masks, patch words, word maps, segmentations, training curves and searches.
 
 Docs: https://rils-nb.github.io/rils_nb/viz.html.md"""
 
@@ -29,11 +29,11 @@ from .samples import BadSample
 # %% ../nbs/17_viz.ipynb #4ca3e96e
 STYLE = {'font.size': 8, 'axes.titlesize': 8, 'axes.labelsize': 8, 'figure.titlesize': 10, 'legend.fontsize': 7, 'axes.spines.top': False,
          'axes.spines.right': False, 'axes.grid': False, 'figure.dpi': 100, 'savefig.dpi': 100, 'legend.frameon': False,
-         'image.interpolation': 'nearest', 'figure.constrained_layout.use': True, 'text.parse_math': False}  # a caption may hold two $
+         'image.interpolation': 'nearest', 'figure.constrained_layout.use': True, 'text.parse_math': False}  # a caption may contain two $
 TAB = [plt.get_cmap('tab20')(i)[:3] for i in (*range(0, 20, 2), *range(1, 20, 2))]
 
 def styled(draw):  # a function that returns a figure
-    "Decorator: draw in the shared style, and detach the figure from pyplot so that it is shown once."
+    "Decorator: draw in the shared style, and detach the figure from pyplot, so that it is shown only once."
     @wraps(draw)
     def run(*args, **kwargs):
         with plt.rc_context(STYLE):
@@ -61,7 +61,7 @@ def show_mask(
     mask,       # Mask of B images
     patch_size, # side of a patch in pixels
 ):  # -> figure
-    "Each image, and what is left of it for the encoder."
+    "Each image, and its part that the encoder sees."
     image = image[None] if image.ndim == 3 else image
     side = image.shape[-1] // patch_size
     hidden = mask.dense.view(-1, 1, side, side).float()                                                 # (B,1,h,w)
@@ -91,20 +91,20 @@ def patch_words(
     model,  # with a text tower and features of patches
     image,  # (B,3,H,W) uint8
     words,  # list of texts, or dict: word -> texts
-    local=None, # local features or plain ones; None: local ones where the model has them
-    shifts=1,   # more: a map finer than the patches, see `fine_features`
-):  # -> (B,h,w) int64: which word each patch is nearest to
-    "The word that each patch is nearest to."
+    local=None, # local features or plain ones; None: local ones if the model has them
+    shifts=1,   # above 1: a map finer than the patches, see `fine_features`
+):  # -> (B,h,w) int64: index of the nearest word of each patch
+    "The nearest word of each patch."
     return (fine_features(model, image, shifts, local) @ word_features(model, words).T).argmax(-1)
 
 # %% ../nbs/17_viz.ipynb #cf0787ca
 def word_colours(words):  # list of str -> list of RGB
-    "A colour for each word; a word that names one has its own."
+    "A colour for each word; the name of a colour gets that colour."
     free = iter(TAB * (1 + len(words) // len(TAB)))
     return [to_rgb(w) if is_color_like(w) else next(free) for w in words]
 
 # %% ../nbs/17_viz.ipynb #20413dc3
-def _overlay(ax, best, colours, image=None):  # (h,w) words, (3,H,W) uint8 to show through -> coloured grid
+def _overlay(ax, best, colours, image=None):  # (h,w) words, (3,H,W) uint8 below the grid -> coloured grid
     h, w = best.shape
     if image is not None: ax.imshow(image.permute(1, 2, 0).cpu().numpy(), extent=(-0.5, w - 0.5, h - 0.5, -0.5))
     ax.imshow(torch.tensor(colours)[best].numpy(), alpha=0.55 if image is not None else 1.)
@@ -126,7 +126,7 @@ def word_map(
     colour, # RGB of the title
     image,  # (3,H,W) uint8
 ):
-    "The image where a word is, and nearly nothing of it elsewhere."
+    "The image where a word is, faded elsewhere."
     h, w = image.shape[-2:]
     light = F.interpolate(p[None, None], (h, w), mode='bilinear')[0].clamp(0, 1)                           # (1,H,W)
     ax.imshow((image / 255 * light + (1 - light) * (0.9 + 0.1 * image.float().mean(0, keepdim=True) / 255)).clamp(0, 1).permute(1, 2, 0).numpy())
@@ -141,7 +141,7 @@ def show_patch_words(
     words,  # list of texts, or dict: word -> texts
     title='The word that each patch is nearest to',  # of the figure
 ):  # -> figure
-    "Images above, their patches coloured by best word below, and the legend of words."
+    "Images above, their patches coloured by the best word below, and the legend of words."
     best, colours = patch_words(model, image, words, shifts=4), word_colours(list(words))
     fig, axes = plt.subplots(2, len(image), figsize=(max(4, 1.3 * len(image)), 3.4), squeeze=False)
     for i in range(len(image)):
@@ -158,7 +158,7 @@ def similarity_map(
     image,  # (B,3,H,W) uint8
     text,
 ):  # -> figure
-    "How near each patch is to a text, by the cosine; all images share one scale."
+    "The cosine similarity of each patch with a text; all images share one scale."
     z = fine_features(model, image) @ word_features(model, [text])[0]                                    # (B,h,w)
     low, high = z.min().item(), z.max().item()
     fig, axes = plt.subplots(2, len(image), figsize=(max(3.2, 1.3 * len(image) + 0.6), 2.9), squeeze=False)
@@ -174,8 +174,8 @@ def similarity_map(
 @styled
 def show_segmentation(
     images, # list of (3,H,W) uint8
-    maps,   # dict: what it shows -> list of maps (H,W), one for each image: the class of each pixel
-    names,  # of the classes; what is beyond them is ignored
+    maps,   # dict: title -> list of maps (H,W), one for each image: the class of each pixel
+    names,  # names of the classes; indices beyond them are ignored
     title='', # of the figure
 ):  # -> figure
     "Images, below them rows of label maps, and a legend of the classes that occur."
@@ -200,7 +200,7 @@ def show_objects(
     found,  # dict of boxes (k,4), labels (k,), and perhaps masks (k,H,W) and scores (k,)
     names,  # of the classes
     title='', # above the image
-    tint=0.5, # of outlined pixels
+    tint=0.5, # tint of pixels in a mask
 ):
     "An image with boxes, outlines and names."
     image, found = shrink_picture(image, found)
@@ -214,9 +214,9 @@ def show_objects(
 @styled
 def contact_sheet(
     source, # any reader
-    n=24,   # pairs
+    n=24,   # number of pairs
 ):  # -> figure
-    "Some pairs with their captions and objects, drawn from all."
+    "A random choice of pairs with their captions and objects."
     found, names = [], getattr(source, 'object_names', None)
     for i in subset(len(source), 4 * n):
         try:
@@ -244,7 +244,7 @@ CURVES = {'losses': ('loss', 'contrastive', 'reconstruction'), 'matched images, 
 @styled
 def curves(
     run,        # run folder or its log.jsonl
-    path=None,  # .png to write as well
+    path=None,  # .png file to write as well
 ):  # -> figure
     "Losses, matched share, logit scale, learning rate and speed over the steps."
     log = Path(run)/'log.jsonl' if Path(run).is_dir() else Path(run)
@@ -271,7 +271,7 @@ def save_figure(
     fig,   # figure
     path,  # .png
 ):
-    "Write a figure; the folder is made."
+    "Save a figure; creates the folder."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches='tight', metadata={'Software': None})
 
@@ -280,9 +280,9 @@ def search(
     model,    # with a text tower
     source,   # any reader
     queries,  # list of texts, or a single one
-    n=6,      # images for each
-    samples=2000,  # at most so many are searched
-):  # -> for each query a list of (score, index in the source), the best first
+    n=6,      # images for each query
+    samples=2000,  # maximum number of samples to search
+):  # -> for each query a list of (score, index in the source), best first
     "Text-to-image search."
     f = features(model, source, samples)
     scores = word_features(model, queries) @ F.normalize(f['image'], dim=-1).T                     # (Q,n)
@@ -294,10 +294,10 @@ def gallery(
     model,    # with a text tower
     source,   # any reader
     queries,  # list of texts, or a single one
-    n=6,      # images for each
-    samples=2000,  # at most so many are searched
+    n=6,      # images for each query
+    samples=2000,  # maximum number of samples to search
 ):  # -> figure
-    "The images that are nearest to each query."
+    "The nearest images of each query."
     if isinstance(queries, str): queries = [queries]
     found = search(model, source, queries, n, samples)
     fig, axes = plt.subplots(len(queries), n, figsize=(1.05 * n, 1.3 * len(queries) + 0.3), squeeze=False)
@@ -316,4 +316,4 @@ def gallery_row(
     for ax, (score, i) in zip(axes, hits): panel(ax, source.read(i)['image'])
     words = axes[0].text(0, 1.06, f'"{textwrap.shorten(query, 70)}"', transform=axes[0].transAxes, va='bottom', parse_math=False)
     words.set_in_layout(False)  # a long text must not widen the column
-    axes[0].set_title(' ')      # keeps the room above the row
+    axes[0].set_title(' ')      # keeps the space above the row

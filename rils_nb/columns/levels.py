@@ -1,4 +1,4 @@
-"""A linear probe at each level of each column says where colour, shape and place can be read.
+"""A linear probe at each level of each column measures where colour, shape and position can be read.
 
 Docs: https://rils-nb.github.io/rils_nb/columns/levels.html.md"""
 
@@ -22,7 +22,7 @@ def levels_of(
     visual, # ColumnsEncoder
     image,  # (B,3,H,W) uint8
 ):  # -> (B,1+T,L,D), T columns of L levels
-    "Each level behind each column, as the mean of its patches."
+    "Each level after each column, as the mean of its patches."
     trunk, x = visual.trunk, visual.tokens(visual.patches(image))
     states = [[x.double()] * len(trunk.columns[0].levels)]
     for t, c in enumerate(trunk.columns): states.append(c(states[-1], x if t < trunk.ups else None))
@@ -31,9 +31,9 @@ def levels_of(
 # %% ../../nbs/columns/94_levels.ipynb #3ca2dd9e
 def asked(
     source, # Scenes with one object each
-    index,  # (n,) which
-):  # -> dict: question -> ((n,) int64, number of answers)
-    "What each scene's object is like."
+    index,  # (n,) numbers of scenes
+):  # -> dict: task -> ((n,) int64, number of classes)
+    "Colour, shape and position of each scene's object."
     t = source.table
     if t['two'][index].any(): raise UserError('the levels are asked about scenes with one object: give scenes:objects=1')
     right, below = (torch.from_numpy(t['centre'][index, 0] > 0.5)).long().unbind(1)
@@ -41,11 +41,11 @@ def asked(
 
 def kept_where(
     model,  # Method whose image encoder has columns
-    train,  # Scenes with one object each, that the probes learn from
-    test,   # others, that they are tested on
-    sweep=(0.01, 1., 100.), # strengths that are tried, as in `linear_probe`
-):  # -> dict: question -> (1+T,L) share of right answers
-    "A linear probe for each question at each level behind each column."
+    train,  # Scenes with one object each, for training the probes
+    test,   # other scenes, for testing them
+    sweep=(0.01, 1., 100.), # regularisation strengths to try, as in `linear_probe`
+):  # -> dict: task -> (1+T,L) accuracy
+    "Accuracy of a linear probe for each task at each level after each column."
     if not hasattr(getattr(model.visual, 'trunk', None), 'columns'): raise UserError('its image encoder has no columns: give a run of --size RevColV2-...')
     shape = levels_of(model.visual, torch.zeros(1, 3, model.image_size, model.image_size, dtype=torch.uint8, device=model.visual.mean.device)).shape[1:]
     look = lambda s: features(model, s, encode=lambda image: levels_of(model.visual, image).flatten(1))
@@ -57,9 +57,9 @@ def kept_where(
 @styled
 def show_levels(
     found,  # dict of `kept_where`
-    ups,    # how many columns go up
+    ups,    # number of bottom-up columns
 ):  # -> figure
-    "Share of right answers, columns from left to right, levels from the lowest to the highest."
+    "Probe accuracy, columns from left to right, levels from the lowest to the highest."
     fig, axes = plt.subplots(1, len(found), figsize=(0.5 + 2.3 * len(found), 2.2), squeeze=False)
     for ax, (q, v) in zip(axes[0], found.items()):
         ax.imshow(v.T, origin='lower', vmin=0, vmax=1, cmap='viridis', aspect='auto')

@@ -1,4 +1,4 @@
-"""A masked autoencoder whose decoder is not thrown away: what fills in the pixels are columns like those that see.
+"""A masked autoencoder whose decoder is kept after pre-training: encoder and decoder are reversible columns.
 
 Docs: https://rils-nb.github.io/rils_nb/columns/revcolv2.html.md"""
 
@@ -20,11 +20,11 @@ from ..model import SIZES, init_like_mae
 
 # %% ../../nbs/columns/93_revcolv2.ipynb #0eb256e2
 class PixelEnd(nn.Module):
-    "What is trained for the pixels alone."
+    "Mask tokens, norm and linear layer for predicting pixels."
     def __init__(self,
-        levels,  # how many there are
+        levels,  # number of levels
         width,   # D
-        pixels,  # numbers of a patch
+        pixels,  # values in a patch
     ):
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(levels, 1, width))
@@ -35,20 +35,20 @@ class PixelEnd(nn.Module):
         state,  # list of levels (B,1+V,D) of the visible patches
         places, # (B,M,D) positions of the hidden ones
     ):  # -> list of levels (B,1+V+M,D)
-        "Levels with mask tokens behind the visible patches."
+        "Levels with mask tokens appended to the visible patches."
         return [torch.cat([s, Read.apply(token + places, s.dtype)], 1) for s, token in zip(state, self.mask_token)]
 
-    def forward(self, state, m):  # list of levels; how many of the last tokens -> (B,m,pixels)
-        "Pixels, from the lowest level."
+    def forward(self, state, m):  # list of levels; number of hidden patches, the last tokens -> (B,m,pixels)
+        "Predict pixels from the lowest level."
         return self.head(self.norm(state[0][:, -m:].to(self.head.weight.dtype)))
 
 # %% ../../nbs/columns/93_revcolv2.ipynb #a7bd6faa
 @METHODS.register('revcolv2')
 class RevColV2(Method):
-    "Masked autoencoder of reversible columns, all of which are kept (Han et al., 2023)."
+    "Masked autoencoder of reversible columns; encoder and decoder are kept (Han et al., 2023)."
     reconstructs = True
     def __init__(self, config, *,
-        normalise_pixels=True, # the pixels of each patch to mean 0 and variance 1 before they are predicted
+        normalise_pixels=True, # normalise the target pixels of each patch to mean 0 and variance 1
     ):
         super().__init__(config)
         sizes = [name for name, size in SIZES.items() if size.encoder == 'columns' and not name.endswith('-up')]
@@ -69,7 +69,7 @@ def predict(self:RevColV2,
     patches, # (B,N,D) from `visual.patches`
     mask,    # Mask
 ):  # -> (B,M,p*p*3), in the order of mask.hidden
-    "The pixels of the hidden patches."
+    "Predict the pixels of the hidden patches."
     v = self.visual
     state = v.trunk.bottom_up(v.tokens(patches, mask.visible), **v.how)                        # L times (B,1+V,D)
     places = take(v.trunk.pos_embed[:, 1:].expand(len(patches), -1, -1), mask.hidden)

@@ -1,4 +1,4 @@
-"""The backward pass computes the levels anew, column by column from the last to the first: a training step keeps the levels behind every fourth column in place of all activations.
+"""The backward pass recomputes the levels column by column, from the last to the first: a training step stores the levels after every fourth column instead of all activations.
 
 Docs: https://rils-nb.github.io/rils_nb/columns/reversible.html.md"""
 
@@ -18,15 +18,15 @@ from ..transfer.finetune import KeyedDropPath
 
 # %% ../../nbs/columns/91_reversible.ipynb #ced9d226
 def cast_of(device):  # name of a device -> function that gives a context
-    "Autocast as it is now, to be entered again at another time."
+    "The current autocast state, to be entered again later."
     return partial(torch.autocast, device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False)
 
 @contextmanager
 def kept_paths(
     columns, # list of Column
-    kept,    # which images keep each path, in the order of the columns
+    kept,    # drop-path state: which images keep each path, in the order of the columns
 ):
-    "Within this block, drop path is told what it was told once."
+    "Restore a stored drop-path state within this block."
     now = told(columns)
     for p, k in zip(_paths(columns), kept): p.kept = k
     try: yield
@@ -36,27 +36,27 @@ def kept_paths(
 def _paths(columns): return [m for c in columns for m in c.modules() if isinstance(m, KeyedDropPath)]
 
 def told(columns):  # list of Column -> list of (B,) bool or None
-    "Which images keep each path."
+    "The drop-path state: which images keep each path."
     return [p.kept for p in _paths(columns)]
 
 # %% ../../nbs/columns/91_reversible.ipynb #252214ec
 def weights(columns):  # list of Column -> list of parameters
-    "What is trained of the levels that are computed."
+    "Trainable parameters of the computed levels."
     return [p for c in columns for l in c.order for p in c.levels[l].parameters() if p.requires_grad]
 
 def with_graph(
-    ctx,   # of `Reversible`
+    ctx,   # autograd context of `Reversible`
     level, # module of a column
     near,  # (B,T,D), the neighbour in its own column, or None
     far,   # (B,T,D), the neighbour in the column before, or None
 ):  # -> F (B,T,D) with its graph, and the two leaves that it was computed from
-    "A level as both passes compute it."
+    "Compute a level with its graph; both passes call this."
     leaves = [None if v is None else v.detach().requires_grad_() for v in (near, far)]
     with torch.enable_grad(), ctx.cast(): return ctx.run(level, *leaves), leaves
 
 # %% ../../nbs/columns/91_reversible.ipynb #21a14962
 class Reversible(torch.autograd.Function):
-    "Columns whose levels are computed again in the backward pass; remembered are those behind the last one."
+    "Columns whose levels are recomputed in the backward pass; the levels after the last one are stored."
     @staticmethod
     def forward(ctx, columns, run, x, n, *tensors):  # tensors: n levels, then the weights
         ctx.columns, ctx.run, ctx.cast, ctx.kept = columns, run, cast_of(tensors[0].device.type), told(columns)
@@ -83,15 +83,15 @@ class Reversible(torch.autograd.Function):
 
 # %% ../../nbs/columns/91_reversible.ipynb #ae66130e
 def undo(
-    ctx,        # of the function
+    ctx,        # autograd context of `Reversible`
     column,     # Column
     l,          # which level
-    state,      # list of levels, of which this one becomes what it was before the column
+    state,      # list of levels; this level is replaced by its value before the column
     x,          # the embedded image, or None
     grads,      # list of the levels' gradients
-    of_weights, # dict: parameter -> gradient, filled
-):  # -> gradients of what the level read (None where nothing was), gradient of the level before
-    "One level, backwards: what it was, and the gradients of all that made it what it is."
+    of_weights, # dict: parameter -> gradient, filled in place
+):  # -> gradients of the level's inputs (None where there is none), gradient of the level before
+    "Invert one level, and compute the gradients of its previous value, its inputs and its weights."
     level = column.levels[l]
     f, read = with_graph(ctx, level, *column.neighbours(l, state, x))
     state[l] = ((state[l] - f.detach()) / level.a.detach()).requires_grad_()
@@ -106,12 +106,12 @@ def undo(
 # %% ../../nbs/columns/91_reversible.ipynb #8b351251
 def through(
     columns,     # list of Column
-    state,       # list of levels (B,T,D) before the first
+    state,       # list of levels (B,T,D) before the first column
     x=None,      # (B,T,D) the embedded image, for columns that go up
     run=call,    # how a level is called
-    stored=True, # keep all activations; else the levels behind every `SEGMENT` columns, and compute the rest again
-):  # -> list of levels (B,T,D) float64 behind the last
-    "Levels behind a row of columns."
+    stored=True, # store all activations; else the levels after every `SEGMENT` columns, and recompute the rest
+):  # -> list of levels (B,T,D) float64 after the last
+    "Run a row of columns and return the levels after it."
     state = [s.double() for s in state]
     if stored or not torch.is_grad_enabled():
         for c in columns: state = c(state, x, run)

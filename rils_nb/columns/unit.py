@@ -1,4 +1,4 @@
-"""What a column adds to the levels before it can be taken away again, so that a network of many columns needs to remember every fourth one only.
+"""The reversible unit of RevCol: a column's update of the levels can be inverted exactly, so a network of many columns stores the levels of every fourth column only.
 
 Docs: https://rils-nb.github.io/rils_nb/columns/unit.html.md"""
 
@@ -16,44 +16,44 @@ from torch import nn
 # %% ../../nbs/columns/90_unit.ipynb #e0914bc7
 def call(
     level, # module of a column
-    *read, # the levels that it reads
+    *read, # the levels that it takes as input
 ):  # -> (B,T,D)
-    "Compute a level as it is; what runs it otherwise (compiled, say) takes the same."
+    "Run a level eagerly; other runners (a compiled one, for example) take the same arguments."
     return level(*read)
 
 class Column(nn.Module):
-    "Levels that are computed one after another, each from its two neighbours and from what it was."
+    "Levels that are computed one after another, each from its two neighbours and its own previous value."
     def __init__(self,
-        levels,   # modules, the lowest first: functions of two neighbours, each with its share `a`
-        up=True,  # from the lowest level to the highest, or the other way
+        levels,   # modules, the lowest first: functions of two neighbours, each with its scale `a`
+        up=True,  # from the lowest level to the highest; False: from the highest to the lowest
     ):
         super().__init__()
         self.levels, self.step = nn.ModuleList(levels), 1 if up else -1
         self.order = self.whole
 
     @property
-    def whole(self): return range(len(self.levels))[::self.step]  # `order`, where no level is left out
+    def whole(self): return range(len(self.levels))[::self.step]  # `order` with all levels
 
-    def neighbours(self, l, state, x):  # which level, list of levels, what comes from outside or None -> two tensors or None
-        "The level that was computed before this one, and the one that is computed behind it."
+    def neighbours(self, l, state, x):  # which level, list of levels, the external input or None -> two tensors or None
+        "The level computed before this one, and the level computed after it."
         near, far, there = l - self.step, l + self.step, range(len(state))
         return state[near] if near in there else x, state[far] if far in there else None
 
 # %% ../../nbs/columns/90_unit.ipynb #793ff002
 @patch
 def forward(self:Column,
-    state,    # list of levels as the column before left them
+    state,    # list of levels, the output of the column before
     x=None,   # the embedded image, for columns that go up
     run=call, # how a level is called
 ):  # -> list of levels
-    "The levels behind this column (Eq. 1)."
+    "The levels after this column (Eq. 1)."
     state = list(state)
     for l in self.order: state[l] = self.levels[l].a * state[l] + run(self.levels[l], *self.neighbours(l, state, x))
     return state
 
 @patch
 def back(self:Column,
-    state,    # list of levels as this column left them
+    state,    # list of levels, the output of this column
     x=None,   # as for `forward`
     run=call, # as for `forward`
 ):  # -> list of levels
@@ -66,12 +66,12 @@ def back(self:Column,
 def share(
     gate,  # (D,) any numbers
 ):  # -> (D,) from 1/4 to 1; 1/2 where the gate is 0
-    "How much of a level the next column keeps (Eq. 3)."
+    "The scale of a level in the next column's update (Eq. 3)."
     return 2 ** (-1 - gate.tanh())
 
 # %% ../../nbs/columns/90_unit.ipynb #63610427
 class ColumnBlock(nn.Module):
-    "A transformer block with norms in front."
+    "A pre-norm transformer block."
     def __init__(self, width, heads):
         super().__init__()
         self.norm1, self.attn, self.drop_path1 = nn.LayerNorm(width, eps=1e-6), Attention(width, heads, qkv_bias=True), nn.Identity()
@@ -81,10 +81,10 @@ class ColumnBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 # %% ../../nbs/columns/90_unit.ipynb #5f2a150e
-READ = torch.float32  # what levels are read in, whatever they are carried in
+READ = torch.float32  # precision in which levels are read, whatever they are stored in
 
 class Read(torch.autograd.Function):
-    "Round what is read; its gradient is not rounded."
+    "Round the input of a level; the gradient is not rounded."
     @staticmethod
     def forward(ctx, v, dtype):
         ctx.carried = v.dtype
@@ -93,13 +93,13 @@ class Read(torch.autograd.Function):
     def backward(ctx, grad): return grad.to(ctx.carried), None
 
 class Level(nn.Module):
-    "F_l of a transformer, and the share a_l."
+    "F_l as a transformer, and the scale a_l."
     def __init__(self,
         width,     # D
         heads,     # attention heads
-        blocks=1,  # how many
-        near=True, # the nearer neighbour is brought by a map; else it comes as it is, or there is none
-        far=True,  # there is a farther neighbour
+        blocks=1,  # number of blocks
+        near=True, # project the neighbour in the same column; else it enters unchanged, or there is none
+        far=True,  # there is a neighbour in the column before
     ):
         super().__init__()
         bring = lambda: nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width, eps=1e-6))
@@ -120,11 +120,11 @@ def column(
     width,  # D
     heads,  # attention heads
     blocks=(1, 1, 1, 1), # blocks of each level, the lowest first
-    up=True, # from the lowest level to the highest, or the other way
+    up=True, # from the lowest level to the highest; False: from the highest to the lowest
 ):  # -> Column
     "A column of transformers."
     there, step = range(len(blocks)), 1 if up else -1
     return Column([Level(width, heads, n, l - step in there, l + step in there) for l, n in enumerate(blocks)], up)
 
 # %% ../../nbs/columns/90_unit.ipynb #c70c0192
-SEGMENT = 4  # columns that are undone from levels that are remembered (Eq. 5)
+SEGMENT = 4  # columns that are inverted from stored levels (Eq. 5)

@@ -1,4 +1,4 @@
-"""Images with boxes and outlines as most tools write them: one JSON file and a folder.
+"""Reader for images with boxes and outlines in COCO's format, which most tools write: one JSON file and a folder.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/coco.html.md"""
 
@@ -29,7 +29,7 @@ from ..sources import Source
 from ..tables import _Rows
 
 # %% ../../nbs/dense/85_coco.ipynb #78deeb51
-OTHERS = dict(caption='its annotations are captions', segments_info='its annotations are panoptic maps')  # what a file is that has one of these
+OTHERS = dict(caption='its annotations are captions', segments_info='its annotations are panoptic maps')  # other kinds of files, by a key of their annotations
 
 def _load(path):  # -> the file's three lists
     try: data = json.loads(Path(path).read_bytes())
@@ -43,7 +43,7 @@ def _load(path):  # -> the file's three lists
 
 def _name(v): return ' '.join(str(v).split()) if isinstance(v, (str, int, float)) and not isinstance(v, bool) else ''
 
-def _categories(path, categories, used):  # the list; ids that annotations name -> names, dict: number of the file -> place in the names; what is left out
+def _categories(path, categories, used):  # the list; ids in annotations -> names, dict: id in the file -> class; names left out
     found = [(read_id(c.get('id')), _name(c.get('name')), c.get('supercategory')) if isinstance(c, dict) else (None, '', '') for c in categories]
     if any(i is None or not n for i, n, _ in found): raise UserError(f'a category of `{path}` has no id or no name')
     above = Counter(s for _, _, s in found if isinstance(s, str))
@@ -55,10 +55,10 @@ def _categories(path, categories, used):  # the list; ids that annotations name 
     return names, {i: k for k, (i, _) in enumerate(found)}, list(heads.values())
 
 # %% ../../nbs/dense/85_coco.ipynb #acc97893
-def read_image(im):  # what JSON holds -> id, name, (height, width) or None where they are not said
-    "What the file says of an image; raises `ValueError` with what is wrong."
+def read_image(im):  # what JSON holds -> id, name, (height, width) or None where they are not given
+    "Read an image's entry; raises `ValueError` with the cause."
     if not isinstance(im, dict): raise ValueError('is no entry of an image')
-    i, name, sides = read_id(im.get('id')), im.get('file_name') or '/'.join(str(im.get('coco_url') or '').split('/')[-2:]), [im.get(k) for k in ('height', 'width')]   # LVIS names them by address
+    i, name, sides = read_id(im.get('id')), im.get('file_name') or '/'.join(str(im.get('coco_url') or '').split('/')[-2:]), [im.get(k) for k in ('height', 'width')]   # LVIS gives addresses
     if i is None or not isinstance(name, str) or not name: raise ValueError(f'has no id or no file_name: {json.dumps(im)[:100]}')
     if any('\ud800' <= c <= '\udfff' or c == '\0' for c in name): raise ValueError(f'has a file_name that no file can have: {json.dumps(name)[:100]}')
     if not any(sides): return i, name, None
@@ -67,26 +67,26 @@ def read_image(im):  # what JSON holds -> id, name, (height, width) or None wher
         raise ValueError(f'(`{name}`) is said to have {sides[1]} x {sides[0]} pixels')
     return i, name, tuple(map(int, size))
 
-def read_images(path, entries):  # of the file -> list of id, name, size or None, entry; list of (kind, where) of those that cannot be used
-    "The images of a file."
+def read_images(path, entries):  # of the file -> list of id, name, size or None, entry; list of (kind, where) of unusable ones
+    "Read the entries of all images."
     found, bad = [], []
     for k, im in enumerate(entries):
         try: found.append((*read_image(im), im))
         except ValueError as e: bad.append(('image', f'image {k + 1} of `{path}` {e}'))
     return found, bad
 
-def picture_size(path):  # -> (height, width) as it is seen, or None
-    "The size of a picture, from the head of its file."
+def picture_size(path):  # -> (height, width) after EXIF rotation, or None
+    "Read the size of a picture from its file header."
     try:
         with Image.open(path, formats=FORMATS) as image: size = image.size if image.getexif().get(0x0112, 1) in range(5, 9) else image.size[::-1]
-    except Exception: return None                                               # what is wrong with it is said when it is read
+    except Exception: return None                                               # reading the image raises the error
     return size if size[0] * size[1] <= MAX_PIXELS else None
 
 def find_files(
-    names,  # of images, as the file says them
+    names,  # of images, as in the file
     folder, # Path
-):  # -> list of the same, as they are found in the folder
-    "Paths as they are on this system; unchanged where no way leads to a file."
+):  # -> list of paths relative to the folder
+    "Resolve the paths of images on this system; unchanged where no file is found."
     there = lambda ways: any((folder/w).is_file() for w in ways[:100])
     if there(names): return names
     parts = [[p for p in n.replace('\\', '/').split('/') if p] or [n] for n in names]
@@ -98,9 +98,9 @@ def find_files(
 # %% ../../nbs/dense/85_coco.ipynb #545f6a10
 def repeat_factors(
     shown,     # for each image, the set of its classes
-    threshold, # share of the images; a class that fewer of them show is rare
+    threshold, # share of the images below which a class is rare
 ):  # -> list of float
-    "How often each image is to be shown."
+    "Repeat factor of each image."
     many = Counter(c for classes in shown for c in classes)
     factor = {c: max(1., math.sqrt(threshold * len(shown) / n)) for c, n in many.items()}
     return [max((factor[c] for c in classes), default=1.) for classes in shown]
@@ -110,18 +110,18 @@ def repeated(
     factors, # list of float, at least 1
     names,   # of the images
 ):  # -> array of the images' numbers, each as often as it is shown
-    "As often as the factors say, rounded up or down by the name."
+    "Repeat images by their factors, rounded up or down by their name."
     u = noise(torch.tensor([key('repeat', n) for n in names]), 1)[:, 0].tolist()
     return array('q', [i for i, (f, v) in enumerate(zip(factors, u)) for _ in range(int(f) + (v < f % 1))])
 
 # %% ../../nbs/dense/85_coco.ipynb #c9e35258
-SEARCHED = 'neg_category_ids', 'not_exhaustive_category_ids'  # of an image in LVIS's files: classes that it does not show, and of which it shows more than is marked
+SEARCHED = 'neg_category_ids', 'not_exhaustive_category_ids'  # of an image in LVIS's files: verified absent classes, and incompletely annotated ones
 
 class Coco(Source):
-    "Images with boxes and outlines, listed in a JSON file of COCO's format."
+    "Images with boxes and outlines, listed in a JSON file in COCO's format."
     def __init__(self, spec, **_):
         path, _, given = spec.partition(',')
-        known = dict(images='', list='', empty=True, repeat=0., boxes='')  # folder; names of images, one a line; images without objects, too? share below which a class is rare; xywh or xyxy
+        known = dict(images='', list='', empty=True, repeat=0., boxes='')  # folder; file of image names; keep images without objects; threshold for rare classes; xywh or xyxy
         self.path, self.opts, self.counted, self.examples = Path(path), known | parse_opts(given, known), Counter(), {}
         images, annotations, categories = _load(path)
         of_image, used = self._grouped(annotations)
@@ -139,12 +139,12 @@ class Coco(Source):
         self.outlined = many > bare
         if self.outlined and (more := bare - sum(n for note, n in self.counted.items() if note.endswith(': box kept'))): self.counted['without an outline: box alone'] = more
         self.federated, often = any(SEARCHED[0] in im for *_, im in chosen), {_find(self.label, c['id'])[0]: c.get('frequency') for c in categories}
-        self.object_frequency = [often[k] for k in range(len(self.object_names))]     # r, c or f: rare, common, frequent; None where the file does not say it
+        self.object_frequency = [often[k] for k in range(len(self.object_names))]     # r, c or f: rare, common, frequent; None where the file does not give it
         self._check()
         self._count(*zip(*shown))
     def __len__(self): return len(self.places)
     def row(self, i): return self.rows[self.places[i]]
-    def searched(self, i): return dict(zip(SEARCHED, self.row(i)[4:]))  # by the same names, with classes counted from 0
+    def searched(self, i): return dict(zip(SEARCHED, self.row(i)[4:]))  # under the same names, with classes counted from 0
     def about(self, i): return None, str(self._folder()/self.row(i)[0])
     def raw(self, i):
         path = self._folder()/self.row(i)[0]
@@ -153,7 +153,7 @@ class Coco(Source):
 
 # %% ../../nbs/dense/85_coco.ipynb #b209d8fb
 @patch
-def _chosen(self:Coco, entries, of_image):  # the images that are asked for -> list of id, name, path in the folder, (height, width), entry
+def _chosen(self:Coco, entries, of_image):  # select the images -> list of id, name, path in the folder, (height, width), entry
     found, self.bad = read_images(self.path, entries)
     lost = len(of_image.pop(None, ())) + sum(map(len, (of_image[i] for i in of_image.keys() - {read_id(im.get('id')) for im in entries if isinstance(im, dict)})))
     if lost: self.counted['of no known image: left out'] = lost
@@ -163,7 +163,7 @@ def _chosen(self:Coco, entries, of_image):  # the images that are asked for -> l
     return self._placed(found if not self.opts['list'] else self._listed(found))
 
 @patch
-def _listed(self:Coco, images):  # those that the list names
+def _listed(self:Coco, images):  # images in the file of `list=`
     try: wanted = {n.strip() for n in Path(self.opts['list']).read_text(encoding='utf-8-sig').split('\n')} - {''}
     except (OSError, UnicodeDecodeError) as e: raise UserError(f'the list `{self.opts["list"]}` cannot be read: {getattr(e, "strerror", None) or "not UTF-8"}')
     found = [im for im in images if im[1] in wanted]
@@ -171,7 +171,7 @@ def _listed(self:Coco, images):  # those that the list names
     return found
 
 @patch
-def _placed(self:Coco, images):  # list of id, name, size or None, entry -> with the path in the folder, and the size of the picture where none is said
+def _placed(self:Coco, images):  # list of id, name, size or None, entry -> with the path in the folder, and the size of the picture where none is given
     names = [n for _, n, *_ in images]
     ways = find_files(names, self._folder()) if names else []
     if ways != names:
@@ -186,7 +186,7 @@ def _placed(self:Coco, images):  # list of id, name, size or None, entry -> with
 
 # %% ../../nbs/dense/85_coco.ipynb #b5d1e7a9
 @patch
-def _grouped(self:Coco, annotations):  # -> dict: id of an image -> its annotations; ids of categories that they name
+def _grouped(self:Coco, annotations):  # -> dict: id of an image -> its annotations; ids of their categories
     of_image, used = defaultdict(list), set()
     for a in annotations:
         if not isinstance(a, dict): self.counted['that are no entries of annotations: left out'] += 1
@@ -196,7 +196,7 @@ def _grouped(self:Coco, annotations):  # -> dict: id of an image -> its annotati
     return of_image, used
 
 @patch
-def _has_corners(self:Coco, images, of_image):  # are boxes x0, y0, x1, y1?
+def _has_corners(self:Coco, images, of_image):  # -> whether boxes are x0, y0, x1, y1
     said = self.opts['boxes']
     if said not in ('', 'xywh', 'xyxy'): raise UserError(f'boxes are xywh (x, y, width, height) or xyxy (two corners), given boxes={said}')
     boxes = ((box, size) for i, _, _, size, _ in images for a in of_image.get(i, ()) for box in [read_box(a.get('bbox'))[0]] if box)
@@ -221,7 +221,7 @@ def _objects(self:Coco, name, annotations, size, corners):  # of an image -> lis
 def _nowhere(self:Coco, names): return f'the images of `{self.path}` are not in `{self._folder()}`, e.g. `{self._folder()/names[0]}`: say where with coco:{self.path},images=FOLDER'
 
 @patch
-def _check(self:Coco):  # say what is wrong, once
+def _check(self:Coco):  # raise an error, or print one line of counts
     if not len(self.rows): raise UserError(f'`{self.path}` has no images' + ' with objects' * (not self.opts['empty']) + (f' that can be used, e.g. {self.bad[0][1]}' if self.bad else ''))
     first = [self.rows[i][0] for i in range(min(100, len(self.rows)))]
     if not any((self._folder()/p).is_file() for p in first): raise UserError(self._nowhere(first))
@@ -230,7 +230,7 @@ def _check(self:Coco):  # say what is wrong, once
 # %% ../../nbs/dense/85_coco.ipynb #9495f5fc
 @patch
 def _count(self:Coco, names, shown):  # of the images, and the sets of their classes
-    "How often each image is shown, and how many images show each class."
+    "Compute the repetitions of each image, and the number of images of each class."
     if not 0 <= self.opts['repeat'] <= 1: raise UserError(
         f'repeat is a share of the images, as 0.001: classes that fewer of them show are shown more often; given {self.opts["repeat"]}')
     self.places, many = repeated(repeat_factors(shown, self.opts['repeat']), names), Counter(c for classes in shown for c in classes)
@@ -243,19 +243,19 @@ def outline_runs(
     outline, # polygons, or dict of size and counts, or None
     h,       # height of the image
     w,       # width of the image
-):  # -> dict of size and counts; raises `ValueError` or `TypeError` where it is none
-    "An outline as run lengths."
+):  # -> dict of size and counts; raises `ValueError` or `TypeError` for an invalid outline
+    "Convert an outline to run lengths."
     if outline is None: return dict(size=[h, w], counts=hotcoco.mask.frPyObjects(dict(size=[h, w], counts=[h * w]), h, w)['counts'])
     return encode_polygons(outline, (h, w)) if isinstance(outline, list) else hotcoco.mask.frPyObjects(outline, h, w)
 
 def objects_as_tensors(
     name,     # of the image, for the message
-    h,        # its height
-    w,        # and width
+    h,        # height of the image
+    w,        # width of the image
     objects,  # list of [label, box, crowd, outline, area]
     outlined, # whether some have outlines
 ):  # -> dict: size (h, w), boxes (k,4), labels (k,), crowd (k,) bool, area (k,) where all have one; where there are outlines masks, `RLEMasks` (k,H,W), and outlined (k,) bool
-    "What is known of an image's objects; raises `BadSample` for an outline that cannot be drawn."
+    "Convert an image's objects to tensors; raises `BadSample` for an invalid outline."
     labels, boxes, crowd, outlines, area = zip(*objects) if objects else [()] * 5
     known = dict(size=(h, w), boxes=torch.tensor(boxes, dtype=torch.float32).view(-1, 4), labels=torch.tensor(labels, dtype=torch.int64),
                  crowd=torch.tensor(crowd, dtype=torch.bool))
@@ -274,7 +274,7 @@ def write_lists(
     shares=(1, 2, 5, 10, 20, 50), # in percent
     seed=0,
 ):  # -> list of paths
-    "Write lists of images, beside the file."
+    "Write lists of random subsets of the images, beside the file."
     images, annotations, _ = _load(path)
     with_objects = {read_id(a.get('image_id')) for a in annotations if isinstance(a, dict)}
     names = sorted(name for i, name, *_ in read_images(path, images)[0] if i in with_objects)

@@ -1,4 +1,4 @@
-"""A pre-trained encoder learns to find objects and to draw their outlines: one more method under the one trainer.
+"""Object detection and instance segmentation with ViTDet's Mask R-CNN on a pre-trained encoder, as one more method of the trainer.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/detect.html.md"""
 
@@ -33,9 +33,9 @@ from .vitdet import Pyramid
 # %% ../../nbs/dense/88_detect.ipynb #dd32f975
 def names_of(
     source,   # training data, any reader
-    given=0,  # how many classes there must be; 0: as many as there are
+    given=0,  # required number of classes; 0: any
 ):  # -> list of str
-    "What the objects of a source are called; raises `UserError` where nothing can be learned from them."
+    "Names of the classes of a source's objects; raises `UserError` for a source without boxes."
     names = [str(n) for n in getattr(source, 'object_names', None) or range(given)]
     if not names: raise UserError('the data tells nothing about boxes: give coco:FILE.json,images=FOLDER, shards that were packed of such, or scenes')
     if given and len(names) != given: raise UserError(
@@ -44,13 +44,13 @@ def names_of(
 
 # %% ../../nbs/dense/88_detect.ipynb #dc526ca9
 def has_masks(source):  # training data, any reader -> bool
-    "Whether objects have outlines; the first sample that can be read says it."
+    "Whether objects have outlines, from the first readable sample."
     for i in range(len(source)):
         try: return 'masks' in source.annotation(i)
         except BadSample: continue
 
 def check_objects(source):  # training data, any reader
-    "Raise a `UserError` where no image shows an object to learn from; the first one that does ends the search."
+    "Raise a `UserError` if no image has an object to train on; stops at the first that has one."
     crowds = bad = 0
     for i in range(len(source)):
         try: known = source.annotation(i)
@@ -64,7 +64,7 @@ def check_objects(source):  # training data, any reader
 
 # %% ../../nbs/dense/88_detect.ipynb #1e0da9a7
 def factors_of(text, patch_side):  # '4:2:1:0.5' -> [4, 2, 1, 0.5]
-    "How much finer than the patches each map is."
+    "Resolution of each map relative to the patch grid."
     try: found = [float(f) for f in text.split(':')]
     except ValueError: found = []
     if not found or found != [f for f in (4, 2, 1, 0.5) if f in found]: raise UserError(f'pyramid is some of 4:2:1:0.5, in this order; given `{text}`')
@@ -76,7 +76,7 @@ def rates_of(
     trunk, # timm's ViT
     decay, # factor from one block to the one below
 ):  # -> dict: name of a parameter, or of a module -> factor
-    "Learning rates of the encoder's layers, and of the relative positions that belong to them."
+    "Learning-rate factors of the encoder's layers and their relative positions."
     n = len(trunk.blocks)
     return {f'visual.trunk.{k}': decay * v for k, v in layer_rates(trunk, decay).items()} | {f'relative.{i}': decay**(n - i) for i in range(n)}
 
@@ -87,26 +87,26 @@ class Detect(Labelled):
     fewest, names_in = 1, staticmethod(names_of)
     fresh = ('relative.', 'pyramid.', 'proposals.', 'regions.')
     def __init__(self, config, *,
-        masks=True,        # outlines, too; false: boxes alone
-        window=14,         # side of a window of attention in patches; 0: all blocks attend to everything
-        whole=4,           # blocks that attend to everything all the same
+        masks=True,        # predict masks; false: boxes alone
+        window=14,         # side of an attention window in patches; 0: global attention in all blocks
+        whole=4,           # number of blocks with global attention
         relative=True,     # relative positions in attention
         layer_decay=0.7,   # factor of the learning rate from each block to the one below
-        drop_path=0.1,     # how often an image skips the last block; less below
+        drop_path=0.1,     # probability that an image skips the last block; lower for earlier blocks
         jitter='0.1:2',    # smallest and largest scale of an image, 1: its longer side is that of the square
-        pyramid='4:2:1:0.5', # maps, each so much finer than the patches
+        pyramid='4:2:1:0.5', # resolution of each map relative to the patch grid
         width=256,         # channels of the maps and heads
         anchor=8.0,        # side of an anchor in cells of its map
-        anchors=256,       # anchors of an image that the losses look at
-        proposals=1000,    # of an image
-        regions=512,       # regions of an image that the losses look at
-        cascade=False,     # three stages of boxes in place of one (Cascade R-CNN)
-        sigmoid=False,     # each class has a score of its own, in place of shares of 1
-        federated=0,       # classes that an image is asked about, with scores of their own; 0: all of them
+        anchors=256,       # anchors of an image in the losses
+        proposals=1000,    # largest number of proposals of an image
+        regions=512,       # regions of an image in the losses
+        cascade=False,     # three box stages in place of one (Cascade R-CNN)
+        sigmoid=False,     # an independent sigmoid score for each class, in place of a softmax
+        federated=0,       # classes in an image's loss (federated loss, with sigmoid scores); 0: all of them
         convs=4,           # convolutions of each head
         fc=1024,           # width of the box head's linear layer
-        score=0.05,        # lowest score of an object that is found
-        most=100,          # objects that are found in an image
+        score=0.05,        # score threshold of detections
+        most=100,          # largest number of detections in an image
         **more,
     ):
         super().__init__(config, **more)
@@ -121,12 +121,12 @@ class Detect(Labelled):
         self.with_masks, self.score, self.most = masks, score, most
         self.paths, self.rates = drop_paths(trunk, drop_path), rates_of(trunk, layer_decay)
         self.views = dict(cut=partial(cut_view, classes=self.n_classes, masks=masks, jitter=jitter))
-        self.views['cut'](config)                                                                # what is wrong with it is said now
+        self.views['cut'](config)                                                                # raises errors in the options now
 
 # %% ../../nbs/dense/88_detect.ipynb #07928db8
 @patch(cls_method=True)
 def complete(cls:Detect, config, source):  # Config, training data, any reader -> Config
-    "The config with how many classes there are; raises `UserError` for data that say nothing of boxes."
+    "Add the number of classes to the config; raises `UserError` for data without boxes."
     opts = options(cls) | parse_opts(config.opts, options(cls))
     config = super(Detect, cls).complete(config, source)
     check_objects(source)
@@ -144,12 +144,12 @@ def lr_factor(self:Detect, name): return self.rates.get(name, self.rates.get(nam
 # %% ../../nbs/dense/88_detect.ipynb #b4eea5ea
 @patch
 def maps(self:Detect, x):  # (B,3,S,S) normalised -> list of (B,C,h,w), the finest first
-    "The pyramid of an image."
+    "The feature pyramid of images."
     return self.pyramid(self.visual.grid_features(x, self.relative))
 
 @patch
-def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) normalised, (b,), (b,) which images of the batch -> seven tensors of b rows
-    "Losses of both stages, each image's share."
+def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) normalised, (b,), (b,) indices in the batch -> seven tensors of b rows
+    "Losses of both stages, summed for each image."
     toss(self.paths, keys)
     maps, targets = self.maps(x), [targets[i] for i in rows.tolist()]
     logits, shifts, anchors, proposals = self.proposals(maps, x, [x.shape[-2:]] * len(x))
@@ -162,7 +162,7 @@ def forward(self:Detect, batch):  # dict -> dict
     x = self.visual.normalise(batch['image'])
     own = [k for k in ('masks', 'outlined') if k in batch] if self.with_masks else ()
     known = zip(*(batch[k] for k in ('boxes', 'labels', *own)))
-    targets = [dict(boxes=b.to(x), labels=y.to(x.device)) | dict(zip(own, more)) for b, y, *more in known]  # masks stay where they are until an image needs its own
+    targets = [dict(boxes=b.to(x), labels=y.to(x.device)) | dict(zip(own, more)) for b, y, *more in known]  # masks are moved only when needed
     objectness, anchors, classes, boxes, regions, masks, objects = self.in_parts(partial(self.sums, targets), x, batch['keys'], torch.arange(len(x)))
     mean = lambda v, n: global_mean(v.sum(0), n.sum(0)).sum()                                                     # of each stage
     parts = dict(objectness=objectness.mean(), anchors=anchors.mean(), classes=mean(classes, regions), boxes=mean(boxes, regions))
@@ -173,19 +173,19 @@ def forward(self:Detect, batch):  # dict -> dict
 def fitted(
     image, # (3,H,W) uint8
     side,  # of the square
-    fill,  # (3,1,1) uint8
-):  # -> (3,side,side), height and width of what is not filling
-    "An image as large as fits into the square."
+    fill,  # (3,1,1) uint8, colour of the padding
+):  # -> (3,side,side), height and width without the padding
+    "Resize an image to fit into the square, and pad it."
     x = scaled(image, torch.zeros(0, 4), None, side / max(image.shape[1:]))[0]
     return cut(x, torch.zeros(0, 4), None, 0, 0, side, fill)[0], tuple(x.shape[1:])
 
 # %% ../../nbs/dense/88_detect.ipynb #718aed8c
 def in_pixels(
-    found, # dict of one image, as `objects_in` gives it
+    found, # dict of one image, from `objects_in`
     size,  # height and width of the image
-    seen,  # height and width that the model saw
+    seen,  # height and width of the model's input without padding
 ):  # -> dict
-    "Objects in pixels of the image, with their masks as the image is."
+    "Convert detections to pixels of the image, with full-size masks."
     boxes = found['boxes'] * found['boxes'].new_tensor([size[1] / seen[1], size[0] / seen[0]]).repeat(2)
     out = {k: v.cpu() for k, v in dict(boxes=boxes, scores=found['scores'], labels=found['labels']).items()}
     return out | (dict(masks=paste(found['masks'], boxes, size)) if 'masks' in found else {})
@@ -193,7 +193,7 @@ def in_pixels(
 # %% ../../nbs/dense/88_detect.ipynb #4bea7a14
 @patch
 def detect(self:Detect, images):  # list of (3,H,W) uint8 or floats from 0 to 1, paths or PIL images -> list of dicts: boxes (k,4), scores (k,), labels (k,), masks RLEMasks (k,H,W)
-    "The objects of images, the surest first, on the CPU."
+    "Detect objects in images, the highest scores first; results are on the CPU."
     images = [x if x.dtype == torch.uint8 else (unit_pixels(x) * 255).round().byte() for x in map(_picture, images)]
     squares, sizes = zip(*(fitted(x, self.image_size, mean_colour(self.config.size)) for x in images))
     with evaluating(self):
@@ -205,9 +205,9 @@ def detect(self:Detect, images):  # list of (3,H,W) uint8 or floats from 0 to 1,
 # %% ../../nbs/dense/88_detect.ipynb #c8a2208f
 def shown_objects(
     source, # any reader of boxes
-    n,      # images
+    n,      # number of images
 ):  # -> list of (3,H,W), list of dicts
-    "The first images that show something, and what they show."
+    "The first images with objects, and their annotations."
     found = []
     for i in range(min(len(source), 200)):
         try:
@@ -225,10 +225,10 @@ def shown_objects(
 def object_picture(
     model,   # with `detect`
     source,  # any reader of boxes
-    n=6,     # images
-    score=0.5, # lowest score of what is shown
+    n=6,     # number of images
+    score=0.5, # score threshold of detections in the figure
 ):  # -> figure
-    "True and found objects."
+    "True and predicted objects."
     images, truth = shown_objects(source, n)
     names = [str(c) for c in getattr(model, 'classes', None) or source.object_names]
     fig, axes = plt.subplots(2, len(images), figsize=(1.6 * len(images), 3.6), squeeze=False)

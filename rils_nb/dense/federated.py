@@ -1,4 +1,4 @@
-"""Where there are a thousand classes, nobody has looked for all of them in every image: each image is asked about some.
+"""The federated loss for data with many classes that are not annotated completely: each image uses a subset of the classes.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/federated.html.md"""
 
@@ -15,22 +15,22 @@ from ..core import noise
 # %% ../../nbs/dense/84_federated.ipynb #f1c7e7b0
 def asked_classes(
     labels,  # (k,) classes of an image's objects
-    often,   # (K,) weight of each class in the draw; 0: only where the image shows it
-    n,       # classes in all; more where the image shows more
+    often,   # (K,) sampling weight of each class; 0: only where the image shows it
+    n,       # number of classes; more where the image shows more
     key,     # int64 scalar tensor
 ):  # -> (K,) bool
-    "The classes that an image is asked about: its own, and others drawn by its key."
+    "The classes in an image's loss: its own, and others drawn with its key."
     wait = (-noise(key[None], len(often))[0].log() / often).index_fill(0, labels, 0.)
     place = wait.argsort().argsort()                                                    # 0: the first
     return (wait == 0) | (place < n) & wait.isfinite()
 
 # %% ../../nbs/dense/84_federated.ipynb #b1334455
 def class_losses(
-    logits,  # (R,K) or, without `asked`, (R,K+1), the last one of nothing
-    kinds,   # (R,) classes, K: nothing
-    asked=None, # (R,K) bool, the classes that each region is asked about
+    logits,  # (R,K) or, without `asked`, (R,K+1), the last one for background
+    kinds,   # (R,) classes, K: background
+    asked=None, # (R,K) bool, the classes in each region's loss
 ):  # -> (R,)
-    "Cross-entropy; with `asked`, the sum of the asked classes' own ones."
+    "Softmax cross-entropy; with `asked`, the sum of binary cross-entropies of those classes."
     if asked is None: return F.cross_entropy(logits, kinds, reduction='none')
     true = (kinds[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits)
     return (F.binary_cross_entropy_with_logits(logits, true, reduction='none') * asked).sum(1)

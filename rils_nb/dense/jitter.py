@@ -1,4 +1,4 @@
-"""The same image very large and very small, with its boxes and masks: what a detector learns from.
+"""Large-scale jitter: random scale, random crop and flip of an image with its boxes and masks, for training a detector.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/jitter.html.md"""
 
@@ -18,7 +18,7 @@ from ..samples import MAX_PIXELS, BadSample
 
 # %% ../../nbs/dense/79_jitter.ipynb #749389b7
 def objects_of(annotation):  # dict of a source -> boxes (k,4), labels (k,), masks (k,H,W) or None, outlined (k,) bool or None
-    "What there is to learn from: the objects that stand alone."
+    "The objects to train on: all except crowds."
     boxes, labels, masks = (annotation.get(k) for k in ('boxes', 'labels', 'masks'))
     alone = ~annotation.get('crowd', torch.zeros(len(boxes), dtype=torch.bool))
     if masks is None: return boxes[alone], labels[alone], None, None
@@ -32,7 +32,7 @@ def scaled(
     masks, # (k,H,W) bool, a tensor or RLEMasks, or None
     scale, # factor
 ):  # -> the same, resized
-    "An image and its objects in another size."
+    "Resize an image and its objects."
     (h, w), (h2, w2) = image.shape[1:], (max(1, round(s * scale)) for s in image.shape[1:])
     if (h, w) == (h2, w2): return image, boxes, masks
     boxes = boxes * torch.tensor([w2 / w, h2 / h]).repeat(2)
@@ -49,12 +49,12 @@ def cut(
     image, # (3,H,W) uint8
     boxes, # (k,4)
     masks, # (k,H,W) bool, a tensor or RLEMasks, or None
-    top,   # of the corner, in pixels
-    left,  # the same
+    top,   # of the crop, in pixels
+    left,  # of the crop, in pixels
     side,  # of the square
-    fill,  # (3,1,1) uint8 for what lies outside of the image
+    fill,  # (3,1,1) uint8, colour of the padding
 ):  # -> (3,side,side), (k,4), (k,side,side) or None
-    "The square of an image, filled up at the bottom and on the right."
+    "Crop a square from an image, padded at the bottom and on the right."
     h, w = (min(side, s - at) for s, at in zip(image.shape[1:], (top, left)))
     def square(x, outside):
         whole = outside.expand(len(x), side, side).clone()
@@ -68,15 +68,15 @@ def still_there(
     boxes,  # (k,4)
     labels, # (k,)
     masks,  # (k,H,W) bool, or None
-    outlined=None, # (k,) bool, whose masks count; None: all
-):  # -> the same, of the objects of which something is left
-    "What is left of the objects after a cut."
+    outlined=None, # (k,) bool, objects whose masks are used; None: all
+):  # -> the same, for the objects that remain
+    "Objects that remain after a crop, with their new boxes."
     there = (boxes[:, 2:] - boxes[:, :2]).amin(1) >= 1
     if masks is None: return boxes[there], labels[there], None, None
     outlined = torch.ones_like(there) if outlined is None else outlined
     there = torch.where(outlined, masks.flatten(1).any(1), there)
     boxes, labels, masks, outlined = (v[there] for v in (boxes, labels, masks, outlined))
-    boxes[outlined] = masks_to_boxes(masks[outlined]) + torch.tensor([0., 0, 1, 1])                      # the far sides of the last pixels
+    boxes[outlined] = masks_to_boxes(masks[outlined]) + torch.tensor([0., 0, 1, 1])                      # the far edges of the last pixels
     return boxes, labels, masks, outlined
 
 # %% ../../nbs/dense/79_jitter.ipynb #ccaea9ad
@@ -85,7 +85,7 @@ def mirrored(
     boxes, # (k,4)
     masks, # (k,H,W), or None
 ):  # -> the same, left and right exchanged
-    "An image and its objects in a mirror."
+    "Flip an image and its objects horizontally."
     x0, y0, x1, y1 = boxes.unbind(1)
     w = image.shape[2]
     return image.flip(2), torch.stack([w - x1, y0, w - x0, y1], 1), None if masks is None else masks.flip(2)
@@ -105,11 +105,11 @@ def interval(
 # %% ../../nbs/dense/79_jitter.ipynb #63dacbc8
 def cut_view(
     config,         # Config: image_size, size, flip
-    classes,        # how many
-    masks=True,     # outlines, too
+    classes,        # number of classes
+    masks=True,     # include masks
     jitter='0.1:2', # smallest and largest scale
 ):  # -> function of sample, key, annotation that gives image (3,S,S), boxes (k,4), labels (k,), masks (k,S,S), outlined (k,)
-    "An image at a random scale, cut and filled up to the square, and what is left of its objects."
+    "A view with large-scale jitter: random scale, crop or pad to the square, flip."
     side, fill = config.image_size, mean_colour(config.size)
     low, high = interval(jitter, side)
     def view(sample, k, annotation):

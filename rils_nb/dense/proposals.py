@@ -1,4 +1,4 @@
-"""Where there may be an object: the first stage of Mask R-CNN, with losses that are the same for any number of processes.
+"""The RPN, the first stage of Mask R-CNN: it proposes boxes that may hold an object, with losses that are the same for any number of processes.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/proposals.html.md"""
 
@@ -16,40 +16,40 @@ from ..core import noise
 
 # %% ../../nbs/dense/83_proposals.ipynb #c0a332fa
 def pick(
-    kinds, # (A,) above 0: an object, 0: none, below: is not asked
-    n,     # places in all
-    share, # of them that may have an object
+    kinds, # (A,) above 0: an object, 0: none, below 0: ignored
+    n,     # size of the sample
+    share, # largest share of anchors with an object
     key,   # int64 scalar tensor
-):  # -> places with an object, places without
-    "A sample of places, drawn by a key."
+):  # -> indices of anchors with an object, indices of anchors without
+    "Sample anchors (or regions); the key determines which."
     u = noise(key[None], len(kinds))[0]
     def first(which, k):
         found = which.nonzero()[:, 0]
         return found[u[found].argsort()[:k]]
-    some = first(kinds > 0, min(n, max(1, int(n * share))))  # a share of few places is one, and not none
+    some = first(kinds > 0, min(n, max(1, int(n * share))))  # at least one
     return some, first(kinds == 0, n - len(some))
 
 # %% ../../nbs/dense/83_proposals.ipynb #e47dc194
 def lift(x):  # any tensor
-    "At least float32: boxes of a thousand pixels have no place in bfloat16."
+    "Cast to at least float32: bfloat16 cannot represent boxes of a thousand pixels."
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 # %% ../../nbs/dense/83_proposals.ipynb #ce2aaa55
 class Proposals(RegionProposalNetwork):
-    "The first stage: where there may be an object."
+    "Region proposal network: boxes that may hold an object."
     def __init__(self,
         width,       # channels of the maps
         strides,     # of the maps, in pixels
         anchor=8.,   # side of an anchor in strides of its map
-        most=1000,   # proposals for each image
-        sampled=256, # anchors that the losses look at in each image
+        most=1000,   # largest number of proposals for each image
+        sampled=256, # anchors of each image in the losses
     ):
         anchors = AnchorGenerator(tuple((anchor * s,) for s in strides), ((0.5, 1., 2.),) * len(strides))
-        before, after = dict(training=2 * most, testing=most), dict(training=most, testing=most)             # overlapping proposals are dropped
+        before, after = dict(training=2 * most, testing=most), dict(training=most, testing=most)             # before and after NMS
         super().__init__(anchors, RPNHead(width, 3, conv_depth=2), 0.7, 0.3, sampled, 0.5, before, after, 0.7)
         self.strides = list(strides)
 
-    def anchors(self, grids, like):  # rows and columns of each map; a tensor for type and place -> (A,4)
+    def anchors(self, grids, like):  # rows and columns of each map; a tensor with the dtype and device -> (A,4)
         "The anchors of all maps, map after map."
         self.anchor_generator.set_cell_anchors(like.dtype, like.device)
         return torch.cat(self.anchor_generator.grid_anchors(grids, [[torch.tensor(s, device=like.device)] * 2 for s in self.strides]))
@@ -59,7 +59,7 @@ class Proposals(RegionProposalNetwork):
         image,  # (B,3,H,W)
         sizes,  # height and width of each image without its padding
     ):  # -> (B,A), (B,A,4), list of (A,4), list of (P,4)
-        "How much speaks for each anchor, how it would be shifted, the anchors, and the proposals."
+        "Objectness logits, box deltas, anchors, and proposals."
         logits, shifts = self.head(maps)
         levels = [m[0].numel() for m in logits]
         logits, shifts = (lift(x) for x in concat_box_prediction_layers(logits, shifts))
@@ -75,8 +75,8 @@ def proposal_losses(
     anchors, # list of (A,4)
     boxes,   # list of (k,4), the objects of each image
     keys,    # (B,) int64
-):  # -> (B,), (B,) each image's loss of objectness and of boxes
-    "Losses of the first stage."
+):  # -> (B,), (B,) each image's objectness loss and box loss
+    "Losses of the RPN."
     n, share, out = stage.fg_bg_sampler.batch_size_per_image, stage.fg_bg_sampler.positive_fraction, []
     kinds, nearest = stage.assign_targets_to_anchors(anchors, [dict(boxes=b) for b in boxes])
     for o, d, a, y, b, k in zip(logits, shifts, anchors, kinds, nearest, keys):

@@ -1,4 +1,4 @@
-"""Which objects there are, where exactly, and their outlines: the second stage of Mask R-CNN, once or in a cascade, with losses that are the same for any number of processes.
+"""The second stage of Mask R-CNN: RoI heads for classes, boxes and masks, in one stage or in a cascade, with losses that are the same for any number of processes.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/regions.html.md"""
 
@@ -31,8 +31,8 @@ def cut_out(
     boxes,   # list of (P,4), for each image
     side,    # of the grid
 ):  # -> (P of all images,C,side,side)
-    "Features of boxes."
-    rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])                                         # (P,5), the image first
+    "RoI align: features of boxes from the maps of their size."
+    rois = torch.cat([F.pad(b, (1, 0), value=i) for i, b in enumerate(boxes)])                                         # (P,5), the image's index first
     size = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).sqrt()
     level = ((size / 14 / strides[0]).log2() + 1e-6).floor().clamp(0, len(maps) - 1)
     out = rois.new_zeros(len(rois), maps[0].shape[1], side, side)
@@ -43,14 +43,14 @@ def cut_out(
 
 # %% ../../nbs/dense/87_regions.ipynb #1ee637eb
 class Stage(nn.Module):
-    "What is in each region, and how its box would be shifted."
+    "One stage of the box head: classes and box deltas of regions."
     def __init__(self,
         width,       # channels of the maps
-        classes,     # how many; the number itself stands for nothing
-        scores,      # numbers that tell the class
-        shifts,      # for each class its own, or 1
-        overlap=0.5, # with an object, from which on a region shows it
-        unit=10.,    # of shifts of the place; of the size: half of it
+        classes,     # number of classes; as a label, this number means background
+        scores,      # number of class scores
+        shifts,      # number of box deltas: one per class, or 1
+        overlap=0.5, # lowest IoU of a positive region with its object
+        unit=10.,    # weight of the deltas of the position; for the size, half of it
         convs=4,     # convolutions of the head
         fc=1024,     # width of the linear layer
     ):
@@ -66,7 +66,7 @@ class Stage(nn.Module):
 # %% ../../nbs/dense/87_regions.ipynb #3944693b
 @patch
 def label(self:Stage, regions, boxes, labels):  # (R,4), (k,4), (k,) of the objects -> (R,), (R,)
-    "The class of each region, and which object it shows, where it shows one."
+    "Match regions with objects: the class of each region, and its object where it has one."
     kinds, match = labels.new_full((len(regions),), self.classes), labels.new_zeros(len(regions))
     if not len(boxes) or not len(regions): return kinds, match
     match = self.matcher(box_iou(boxes, regions))
@@ -74,25 +74,25 @@ def label(self:Stage, regions, boxes, labels):  # (R,4), (k,4), (k,) of the obje
 
 @patch
 def moved(self:Stage, shifts, regions):  # (R,4 shifts), list of (R,4) for each image -> (R,shifts,4)
-    "Boxes as the stage shifts them."
+    "Apply box deltas to regions."
     return self.coder.decode_single(shifts, torch.cat(regions)).unflatten(1, (-1, 4))
 
 # %% ../../nbs/dense/87_regions.ipynb #a49be49c
 CASCADE = (dict(overlap=0.5, unit=10.), dict(overlap=0.6, unit=20.), dict(overlap=0.7, unit=30.))
 
 class Regions(Stage):
-    "The second stage: what is in each region, in one look or in three, and its outline."
+    "RoI heads: class, box and mask of each region, with one box stage or a cascade of three."
     def __init__(self,
         width,       # channels of the maps
-        strides,     # of the maps that features are cut from, in pixels
-        classes,     # how many
-        masks=True,  # outlines, too
+        strides,     # of the maps for RoI align, in pixels
+        classes,     # number of classes
+        masks=True,  # predict masks
         convs=4,     # convolutions of each head
         fc=1024,     # width of the linear layer
-        sampled=512, # regions that the losses look at in each image
-        cascade=False, # three stages of boxes
-        sigmoid=False, # each class has a score of its own, and nothing has none
-        federated=0,   # classes that an image is asked about, with scores of their own; 0: all
+        sampled=512, # regions of each image in the losses
+        cascade=False, # three box stages
+        sigmoid=False, # an independent sigmoid score for each class, and none for background
+        federated=0,   # classes in an image's loss (federated loss, with sigmoid scores); 0: all
     ):
         self_scored, (first, *later) = sigmoid or federated > 0, CASCADE if cascade else CASCADE[:1]
         every = dict(width=width, classes=classes, scores=classes + (not self_scored), shifts=1 if cascade else classes, convs=convs, fc=fc)
@@ -101,13 +101,13 @@ class Regions(Stage):
         self.mask_head = MaskRCNNHeads(width, [width] * convs, 1, norm_layer=_norm) if masks else None
         self.mask_predictor = MaskRCNNPredictor(width, width, classes) if masks else None
         self.later = nn.ModuleList(Stage(**every, **s) for s in later)
-        self.register_buffer('often', torch.ones(classes), persistent=False)                               # until the data say more, all classes are drawn alike
+        self.register_buffer('often', torch.ones(classes), persistent=False)                               # uniform sampling weights until `meet_data`
         self.start()
 
 # %% ../../nbs/dense/87_regions.ipynb #75514299
 @patch
 def start(self:Regions):
-    "First weights of the layers that say something."
+    "Initialise the output layers."
     layers = [(layer, std) for s in self.stages for layer, std in ((s.cls_score, 0.01), (s.bbox_pred, 0.001))]
     if self.mask_head is not None: layers.append((self.mask_predictor.mask_fcn_logits, 0.001))
     for layer, std in layers:
@@ -120,7 +120,7 @@ def stages(self:Regions): return [self, *self.later]
 # %% ../../nbs/dense/87_regions.ipynb #498102b1
 @patch
 def look(self:Regions, stage, maps, boxes):  # one of the stages, list of (B,C,h,w), list of (R,4) -> (R,scores), (R,4 shifts), regions of all images
-    "What a stage says of regions."
+    "Class scores and box deltas of regions from one stage."
     x = cut_out(maps, self.strides, boxes, 7)
     if self.later and x.requires_grad: x.register_hook(lambda g: g / len(self.stages))
     return stage(x)
@@ -128,17 +128,17 @@ def look(self:Regions, stage, maps, boxes):  # one of the stages, list of (B,C,h
 @torch.no_grad()
 def refined(
     stage,   # Stage
-    shifts,  # (R,4), what it says
+    shifts,  # (R,4), its box deltas
     regions, # list of (R,4)
     sizes,   # height and width of each image
 ):  # -> list of (R,4)
-    "The regions that the next stage looks at."
+    "Regions for the next stage: decoded and clipped boxes."
     boxes = stage.moved(shifts, regions)[:, 0].split([len(r) for r in regions])
     return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes)]
 
 @patch
 def outlines(self:Regions, maps, boxes, labels):  # as for `look`, (R,) -> (R,28,28)
-    "The outline of each region's class, as logits."
+    "Mask logits for each region's class."
     x = self.mask_predictor(self.mask_head(cut_out(maps, self.strides, boxes, 14)))
     return lift(x)[torch.arange(len(x), device=x.device), labels]
 
@@ -149,8 +149,8 @@ def sample_regions(
     boxes,     # (k,4) of the objects
     labels,    # (k,)
     key,       # int64 scalar tensor
-):  # -> (R,4), (R,) classes, (R,) which object it shows, where it shows one
-    "Regions that the losses look at."
+):  # -> (R,4), (R,) classes, (R,) index of its object, where it has one
+    "Sample the regions for the losses."
     every = torch.cat([proposals, boxes])
     kinds, match = stage.label(every, boxes, labels)
     rows = torch.cat(pick((kinds < stage.classes).float(), stage.sampled, 0.25, key))
@@ -160,10 +160,10 @@ def sample_regions(
 def true_outlines(
     masks, # (k,H,W) bool
     boxes, # (R,4)
-    match, # (R,) which mask
+    match, # (R,) index of the mask
     side,  # of the grid
 ):  # -> (R,side,side) of zeros and ones
-    "Masks as a grid within boxes."
+    "Mask targets: masks as a grid within boxes."
     rois = torch.cat([match[:, None].to(boxes), boxes], 1)
     return (roi_align(masks.to(boxes.device)[:, None].to(boxes), rois, side, 1., aligned=True)[:, 0] >= 0.5).to(boxes)
 
@@ -173,12 +173,12 @@ def _per_image(v, counts):  # (R,...), list of B numbers -> (B,) sums
 
 def box_losses(
     stage,   # Stage
-    seen,    # (R,scores) and (R,4 shifts), what it says of the regions
+    seen,    # (R,scores) and (R,4 shifts), its class scores and box deltas
     known,   # for each image its (R,4) regions, (R,) classes and (R,) objects
     targets, # for each image a dict with boxes (k,4)
-    asked=None, # (B,classes) bool, what the images are asked about; None: classes share 1
-):  # -> three (B,): sums of the losses of classes and of boxes, regions
-    "Losses of one stage, each image's share."
+    asked=None, # (B,classes) bool, the classes in each image's loss; None: softmax over all classes
+):  # -> three (B,): sums of the losses of classes and of boxes, number of regions
+    "Class and box losses of one stage, summed for each image."
     (logits, shifts), (rois, kinds, match) = seen, zip(*known)
     there, counts, every = [y < stage.classes for y in kinds], [len(y) for y in kinds], torch.cat(kinds)
     if asked is not None: asked = torch.cat([a.expand(n, -1) for a, n in zip(asked, counts)])                         # (R,classes)
@@ -188,7 +188,7 @@ def box_losses(
     return _per_image(class_losses(logits, every, asked), counts), _per_image(off, [int(m.sum()) for m in there]), logits.new_tensor(counts)
 
 # %% ../../nbs/dense/87_regions.ipynb #5a13f62f
-def _drawn(shown, match, outlined):  # (R,) bool, regions with an object; (R,) which; (k,) bool or None -> (R,) bool, those whose object has an outline
+def _drawn(shown, match, outlined):  # (R,) bool, regions with an object; (R,) its index; (k,) bool or None -> (R,) bool, those whose object has an outline
     if outlined is None or not len(outlined): return shown
     return shown & outlined.to(shown.device)[match]
 
@@ -197,8 +197,8 @@ def mask_losses(
     maps,    # list of (B,C,h,w)
     known,   # for each image its (R,4) regions, (R,) classes and (R,) objects
     targets, # for each image a dict with masks (k,H,W), and perhaps outlined (k,) bool
-):  # -> two (B,): sum of the loss, regions with an object
-    "Loss of outlines, each image's share."
+):  # -> two (B,): sum of the loss, number of regions with an object
+    "Mask loss, summed for each image."
     own = [(r[m], y[m], i[m]) for (r, y, i), t in zip(known, targets) for m in [_drawn(y < stage.classes, i, t.get('outlined'))]]
     rois, kinds, match = zip(*own)
     few = [len(r) for r in rois]
@@ -209,8 +209,8 @@ def mask_losses(
 
 # %% ../../nbs/dense/87_regions.ipynb #520a232b
 @patch
-def asked(self:Regions, targets, keys):  # list of dicts with labels, (B,) int64 -> (B,classes) bool; None where the classes share 1
-    "The classes that each image is asked about."
+def asked(self:Regions, targets, keys):  # list of dicts with labels, (B,) int64 -> (B,classes) bool; None for softmax scores
+    "The classes in each image's loss."
     if not self.sigmoid: return None
     if not self.federated: return torch.ones(len(targets), self.classes, dtype=torch.bool, device=self.often.device)
     return torch.stack([asked_classes(t['labels'], self.often, self.federated, k) for t, k in zip(targets, keys ^ 0x27BB2EE687B0B0FD)])
@@ -221,8 +221,8 @@ def region_losses(
     proposals, # list of (P,4)
     targets,   # for each image a dict of boxes (k,4), labels (k,) and masks (k,H,W)
     keys,      # (B,) int64
-):  # -> sums of the losses of classes and boxes, regions, three (B,stages); sum of the loss of masks, regions with an object, two (B,)
-    "Losses of the second stage, each image's share."
+):  # -> sums of the class and box losses, number of regions, three (B,stages); sum of the mask loss, number of regions with an object, two (B,)
+    "Losses of the RoI heads, summed for each image."
     sampled = [sample_regions(stage, p, t['boxes'], t['labels'], k) for p, t, k in zip(proposals, targets, keys)]
     asked, sizes = stage.asked(targets, keys), [[n * stage.strides[0] for n in maps[0].shape[-2:]]] * len(targets)
     known, sums = sampled, []
@@ -240,11 +240,11 @@ def surest(
     scores,  # (R,classes) of the regions of an image
     boxes,   # (R,shifts,4), for each class or for all
     size,    # height and width of the image without its padding
-    score,   # lowest score
-    overlap, # of two boxes of one class, above which the weaker one goes
-    most,    # objects of an image
+    score,   # score threshold
+    overlap, # NMS threshold: IoU above which the lower score of one class is dropped
+    most,    # largest number of objects in an image
 ):  # -> dict: boxes (k,4), scores (k,), labels (k,)
-    "The surest of what is found in an image."
+    "Candidates above the score threshold, after NMS for each class, the highest scores first."
     row, kind = (scores > score).nonzero(as_tuple=True)
     boxes, scores = clip_boxes_to_image(boxes[row, kind % boxes.shape[1]], size), scores[row, kind]
     full = ((boxes[:, 2:] - boxes[:, :2]) > 0.01).all(1)
@@ -258,11 +258,11 @@ def objects_in(
     maps,      # list of (B,C,h,w)
     proposals, # list of (P,4)
     sizes,     # height and width of each image without its padding
-    score=0.05,  # lowest score
-    overlap=0.5, # of two boxes of one class, above which the weaker one goes
-    most=100,    # objects of an image
+    score=0.05,  # score threshold
+    overlap=0.5, # NMS threshold: IoU above which the lower score of one class is dropped
+    most=100,    # largest number of objects in an image
 ):  # -> list of dicts: boxes (k,4), scores (k,), labels (k,), and masks (k,28,28), logits within the boxes
-    "The objects of images, the surest first."
+    "Detections in images, the highest scores first."
     counts, rois, scores = [len(p) for p in proposals], proposals, []
     for k, s in enumerate(stage.stages):
         if k: rois = refined(before, shifts, rois, sizes)
@@ -281,7 +281,7 @@ def paste(
     boxes, # (k,4)
     size,  # height and width of the image
 ):  # -> RLEMasks (k,H,W)
-    "Outlines in the image: each pixel within its box asks at its middle."
+    "Paste masks into the image: each pixel within the box samples the mask at its centre."
     runs = []
     for m, box, corners in zip(masks, boxes, boxes.tolist()):
         spans = [range(max(0, math.floor(a - 0.5)), min(n, math.ceil(b + 0.5))) for n, a, b in zip(size[::-1], corners, corners[2:])]

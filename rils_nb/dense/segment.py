@@ -1,4 +1,4 @@
-"""A pre-trained encoder and UperNet on top of it, trained together on label maps: one more method under the one trainer.
+"""Semantic segmentation: a pre-trained encoder with UperNet, fine-tuned together on label maps, as one more method of the trainer.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/segment.html.md"""
 
@@ -39,9 +39,9 @@ COLOURS = ((TF.adjust_saturation, 0.5, 1.5), (TF.adjust_hue, -0.05, 0.05))
 def distort(
     x,     # (3,H,W) uint8
     u,     # nine numbers from 0 to 1
-    often, # how often each step is made
+    often, # probability of each step
 ):  # -> (3,H,W) uint8
-    "Brightness, contrast, saturation and hue, changed at random; contrast before or after the last two."
+    "Change brightness, contrast, saturation and hue at random; contrast before or after the last two."
     steps = [(TF.adjust_brightness, 0.875, 1.125), *((CONTRAST, *COLOURS) if u[0] < 0.5 else (*COLOURS, CONTRAST))]
     for (adjust, low, high), coin, v in zip(steps, u[1::2], u[2::2]):
         if coin < often: x = adjust(x, low + v * (high - low))
@@ -50,9 +50,9 @@ def distort(
 def scaled(
     image, # (3,H,W) uint8
     truth, # (H,W)
-    short, # of the result, pixels
+    short, # shorter side of the result, pixels
 ):  # -> image, truth
-    "Image and map at another size; one that is more than four times as long as wide stays smaller."
+    "Resize image and map; the longer side is at most four times `short`."
     h, w = image.shape[1:]
     factor = min(short / min(h, w), 4 * short / max(h, w))
     size = [max(1, round(v * factor)) for v in (h, w)]
@@ -63,10 +63,10 @@ def scaled(
 def place(
     truth, # (H,W) uint8
     side,  # of the square, pixels
-    most,  # share of the pixels that are not ignored that one class may cover
+    most,  # largest share of the pixels (without ignored ones) for one class
     u,     # numbers from 0 to 1, two for each try
 ):  # -> top, left
-    "Where a square is cut out."
+    "Position of a square crop."
     for v in zip(u[::2], u[1::2]):
         top, left = (int(x * (max(0, n - side) + 1)) for x, n in zip(v, truth.shape))
         n = truth[top:top + side, left:left + side].flatten().bincount(minlength=IGNORED + 1)[:IGNORED]
@@ -76,13 +76,13 @@ def place(
 # %% ../../nbs/dense/82_segment.ipynb #432f58f4
 def cut_view(
     config,        # Config: image_size, flip
-    classes,       # how many
-    smallest=0.5,  # shorter side of the scaled image, in image sizes
-    largest=2.0,   # the same, at most
-    most=0.75,     # share of a cut that one class may cover, where another place is found
-    distorted=0.5, # how often each property of the colours is changed
+    classes,       # number of classes
+    smallest=0.5,  # smallest shorter side of the scaled image, in image sizes
+    largest=2.0,   # largest shorter side of the scaled image, in image sizes
+    most=0.75,     # largest share of a crop for one class; above it, another position is tried
+    distorted=0.5, # probability of changing each property of the colours
 ):  # -> function of sample, key, annotation that gives dict: image (3,S,S) uint8, map (S,S) uint8
-    "A square of a scaled image and of its label map."
+    "A view that crops a square from a scaled image and its label map."
     side, mean = config.image_size, torch.tensor(SIZES[config.size].mean).mul(255).round().byte()
     def view(sample, k, annotation):
         truth = annotation.get('semantic')
@@ -104,9 +104,9 @@ def cut_view(
 # %% ../../nbs/dense/82_segment.ipynb #d6220198
 def pixel_classes(
     source,   # training data, any reader
-    given=0,  # how many classes there must be; 0: as many as there are
+    given=0,  # required number of classes; 0: any
 ):  # -> list of str
-    "What the classes of a source's label maps are called; raises `UserError` where there are none."
+    "Names of the classes of a source's label maps; raises `UserError` where there are none."
     has_maps, words = NEEDS['maps']
     if not has_maps(None, source): raise UserError(words.format(task='segment'))
     names = list(source.semantic_names)
@@ -115,21 +115,21 @@ def pixel_classes(
 
 @METHODS.register('segment')
 class Segment(Labelled):
-    "A class for each pixel, by UperNet on the whole encoder."
+    "Semantic segmentation with UperNet; the whole encoder is trained."
     names_in = staticmethod(pixel_classes)
     fresh = ('visual.trunk.norm.', 'visual.trunk.fc_norm.')
     def __init__(self, config, *,
         channels=0,        # width of UperNet's head; 0: the encoder's
         aux_channels=256,  # width of the auxiliary head
-        aux_weight=0.4,    # of its loss
+        aux_weight=0.4,    # weight of the auxiliary loss
         norm='batch',      # in the heads: batch (over all processes) or group
-        dropout=0.1,       # how often the heads leave out a channel
+        dropout=0.1,       # probability that the heads drop a channel
         layer_decay=0.65,  # factor of the learning rate from each block to the one below
-        drop_path=0.1,     # how often an image skips the last block; less below
-        smallest=0.5,      # shorter side of a scaled image, in image sizes
-        largest=2.0,       # the same, at most
-        most=0.75,         # share of a crop that one class may cover, where another place is found
-        distorted=0.5,     # how often each property of the colours is changed
+        drop_path=0.1,     # probability that an image skips the last block; lower for earlier blocks
+        smallest=0.5,      # smallest shorter side of a scaled image, in image sizes
+        largest=2.0,       # largest shorter side of a scaled image, in image sizes
+        most=0.75,         # largest share of a crop for one class; above it, another position is tried
+        distorted=0.5,     # probability of changing each property of the colours
         **more,
     ):
         super().__init__(config, **more)
@@ -142,7 +142,7 @@ class Segment(Labelled):
         if self.image_size < 2 * self.patch_size: raise UserError(f'UperNet needs two patches along a side: raise --image_size to {2 * self.patch_size}')
         trunk, width = self.visual.trunk, self.visual.width
         self.visual.complete()
-        self.rates = {f'visual.trunk.{k}': layer_decay * v for k, v in layer_rates(trunk, layer_decay).items()}  # what is new stands above the last block
+        self.rates = {f'visual.trunk.{k}': layer_decay * v for k, v in layer_rates(trunk, layer_decay).items()}  # new layers count as above the last block
         self.paths, self.at, trunk.norm = drop_paths(trunk, drop_path), blocks_of(len(trunk.blocks)), nn.Identity()
         trunk.pos_embed.requires_grad_(True)
         trunk.patch_embed.strict_img_size = False
@@ -161,14 +161,14 @@ class Segment(Labelled):
 
 # %% ../../nbs/dense/82_segment.ipynb #56148237
 @patch
-def complete(self:ImageEncoder): "Train all that `stages` gives; a ViT's feature needs all of it anyway."
+def complete(self:ImageEncoder): "Compute and train all features of `stages`; for a ViT nothing changes."
 
 @patch
 def stages(self:ImageEncoder,
     x,  # (B,1+N,D) from `tokens`
     at, # numbers of blocks
 ):  # -> list of (B,1+N,D)
-    "What some of the blocks give, without the final norm."
+    "Outputs of some of the blocks, without the final norm."
     found = {}
     for i, block in enumerate(self.trunk.blocks): x = found[i] = self.run(block, x)
     return [found[i] for i in at]
@@ -176,7 +176,7 @@ def stages(self:ImageEncoder,
 # %% ../../nbs/dense/82_segment.ipynb #a3d6c228
 @patch
 def levels(self:Segment, x, keys=None):  # (B,3,H,W) normalised, H and W multiples of the patch side; (B,) in training -> tuple of four (B,D,h,w)
-    "What the blocks give that UperNet looks at."
+    "Outputs of the blocks that UperNet uses, as maps."
     trunk, (h, w) = self.visual.trunk, (n // self.patch_size for n in x.shape[-2:])
     if self.training: toss(self.paths, keys)
     places = trunk.pos_embed
@@ -197,7 +197,7 @@ def forward(self:Segment, batch):  # dict -> dict
 
 @patch
 def segment(self:Segment, image):  # (B,3,H,W) uint8 or float from 0 to 1 -> (B,C,H,W)
-    "The scores of all classes at each pixel."
+    "Scores of all classes at each pixel."
     (h, w), p = image.shape[-2:], self.patch_size
     below, beside = (max(2 * p, -(-n // p) * p) - n for n in (h, w))
     x = F.pad(self.visual.normalise(image.to(self.visual.mean.device)), (0, beside, 0, below))      # the mean colour
@@ -209,9 +209,9 @@ def as_timm(self:Segment): return dict(global_pool=self.visual.trunk.global_pool
 # %% ../../nbs/dense/82_segment.ipynb #f99b2c74
 def mapped(
     source, # any reader
-    n,      # at most so many
+    n,      # largest number of samples
 ):  # -> list of (image, map or None)
-    "Samples that can be read, with their label maps where there are any."
+    "Readable samples, with their label maps where there are any."
     found = []
     for i in subset(len(source), 4 * n):
         try:
@@ -226,9 +226,9 @@ def mapped(
 def map_picture(
     model,   # with `segment`
     source,  # any reader
-    n=6,     # images
+    n=6,     # number of images
 ):  # -> figure
-    "Images, their true maps, and the model's."
+    "Images, their true maps, and the predicted maps."
     found, names = mapped(source, n), [str(c) for c in getattr(model, 'classes', None) or source.semantic_names or range(model.n_classes)]
     maps = {'the model': [predicted_maps(model, image[None])[0] for image, _ in found]}
     if found[0][1] is not None:

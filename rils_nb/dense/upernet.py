@@ -1,4 +1,4 @@
-"""What makes a map of classes of a plain vision transformer's features: four scales, a look at the whole image, and the loss of each pixel.
+"""UperNet turns the features of a plain vision transformer into class scores for each pixel: four scales, pyramid pooling, and a per-pixel loss.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/upernet.html.md"""
 
@@ -21,11 +21,11 @@ from ..processes import summed, world
 
 # %% ../../nbs/dense/81_upernet.ipynb #62b4a879
 class BatchNorm(nn.BatchNorm2d):
-    "Batch normalisation of maps, by the batch of all processes."
+    "Batch normalisation of maps, with the statistics of the global batch."
     def forward(self, x):  # (B,C,H,W)
         if not self.training: return super().forward(x)
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        if world()[1] == 1: y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1., self.eps)  # momentum 1: what is kept is this batch's
+        if world()[1] == 1: y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1., self.eps)  # momentum 1: returns this batch's statistics
         else: y, mean, var = self.over_all(x if x.dtype == torch.float64 else x.float())
         for kept, v in ((self.running_mean, mean), (self.running_var, var)): kept.copy_(torch.where(v.isfinite(), kept.lerp(v, self.momentum), kept))
         return y.to(x.dtype)
@@ -42,11 +42,11 @@ NORMS = Registry('norm', dict(batch=BatchNorm, group=lambda width: nn.GroupNorm(
 
 # %% ../../nbs/dense/81_upernet.ipynb #f1d801e2
 def blocks_of(depth):  # L -> list of four numbers, from 0
-    "The blocks whose outputs are looked at."
+    "The blocks whose outputs UperNet uses."
     return [round(depth * share) - 1 for share in (1/3, 1/2, 2/3, 1)]
 
 class Scales(nn.Module):
-    "Maps of one size as maps of four: 4, 2, 1 and 1/2 times as large."
+    "Resize four maps of one size to 4, 2, 1 and 1/2 times that size."
     def __init__(self,
         width,        # D
         norm='batch', # name in NORMS
@@ -62,7 +62,7 @@ class Scales(nn.Module):
 def conv(
     width_in,  # channels
     width_out, # channels
-    side,      # of the window, 1 or 3
+    side,      # of the kernel, 1 or 3
     norm,      # name in NORMS
 ):  # -> nn.Sequential
     "Convolution, norm, ReLU."
@@ -72,9 +72,9 @@ def conv(
 
 def pixel_classifier(
     width,   # channels
-    classes, # how many
+    classes, # number of classes
 ):  # -> nn.Conv2d
-    "A classifier of each place."
+    "A classifier of each position."
     layer = nn.Conv2d(width, classes, 1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
@@ -83,9 +83,9 @@ def pixel_classifier(
 def drop_channels(
     x,    # (B,C,H,W)
     keys, # (B,) int64
-    rate, # how often a channel is left out
+    rate, # probability of dropping a channel
 ):  # -> (B,C,H,W)
-    "Dropout of whole channels, drawn by the images' keys."
+    "Dropout of whole channels; the images' keys determine which."
     kept = (noise(keys, x.shape[1]) >= rate).to(x.dtype) / (1 - rate)
     return x * kept[..., None, None]
 
@@ -93,18 +93,18 @@ def resized(
     x,    # (B,C,h,w)
     size, # height and width
 ):  # -> (B,C,*size)
-    "A map of another size, bilinear, pixels taken as areas."
+    "Resize a map, bilinear, with `align_corners=False`."
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 # %% ../../nbs/dense/81_upernet.ipynb #50d80f65
 class UPerHead(nn.Module):
-    "UperNet's decoder of maps of four sizes."
+    "UperNet's decoder for maps of four sizes."
     def __init__(self,
         width,        # D, of the maps
         channels,     # of the head
         classes,      # C
         norm='batch', # name in NORMS
-        fields=(1, 2, 3, 6), # along each side, over which the coarsest map is averaged
+        fields=(1, 2, 3, 6), # pooling fields along each side of the coarsest map
     ):
         super().__init__()
         self.pools = nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(n), conv(width, channels, 1, norm)) for n in fields)
@@ -122,7 +122,7 @@ class UPerHead(nn.Module):
         fine = [smooth(x) for smooth, x in zip(self.smooth, reversed(fine))]           # the finest first
         return self.fuse(torch.cat([fine[0], *(resized(x, fine[0].shape[-2:]) for x in (*fine[1:], top))], 1))
 
-    def forward(self, maps, keys=None, rate=0.):  # what `features` takes; (B,) and how often a channel is left out -> (B,C,4h,4w)
+    def forward(self, maps, keys=None, rate=0.):  # maps as for `features`; (B,) keys and the dropout rate -> (B,C,4h,4w)
         x = self.features(maps)
         return self.classifier(x if keys is None else drop_channels(x, keys, rate))
 
@@ -145,8 +145,8 @@ class FCNHead(nn.Module):
 def pixel_losses(
     logits, # (B,C,h,w)
     truth,  # (B,H,W) classes, or 255
-):  # -> (B,) sum of the losses of an image's pixels, (B,) how many of its pixels are right
-    "Cross-entropy and hits of the pixels that are not ignored."
+):  # -> (B,) sum of the losses of an image's pixels, (B,) number of its correct pixels
+    "Cross-entropy and number of correct pixels, without ignored pixels."
     logits, truth = resized(logits, truth.shape[-2:]), truth.long()
     wrong = F.cross_entropy(logits, truth, ignore_index=IGNORED, reduction='none').sum((1, 2))
     return wrong, (logits.detach().argmax(1) == truth).sum((1, 2))

@@ -1,4 +1,4 @@
-"""Images distorted, erased and mixed so that a large encoder does not learn the training images by heart, and every draw a function of the sample.
+"""RandAugment, random erasing, Mixup and CutMix against overfitting, where every draw is a function of the sample.
 
 Docs: https://rils-nb.github.io/rils_nb/transfer/augment.html.md"""
 
@@ -27,7 +27,7 @@ from ..model import SIZES
 # %% ../../nbs/transfer/71_augment.ipynb #36200bd9
 @contextmanager
 def drawn_by(k):  # integer in [0, 2^63)
-    "Within this block, the generators of torch, numpy and Python are seeded by a key; afterwards they are as they were."
+    "Seed the generators of torch, numpy and Python by a key within this block, and restore them afterwards."
     kept = random.getstate(), np.random.get_state()
     random.seed(k)
     np.random.seed(k % 2**32)
@@ -43,15 +43,15 @@ def _erased(x, erase, size):  # (3,H,W) uint8, RandomErasing, Size -> (3,H,W) ui
     made = erase(torch.full(x.shape, torch.nan))                        # noise in the rectangle, nothing elsewhere
     return torch.where(made.isnan(), x, ((made.nan_to_num() * std + mean) * 255).round().clamp(0, 255).byte())
 
-def _randaugment(words, side, size):  # timm's words, pixels, Size -> function of a PIL image
+def _randaugment(words, side, size):  # timm's string, pixels, Size -> function of a PIL image
     grey = tuple(round(255 * m) for m in size.mean)
     try: return rand_augment_transform(words, dict(translate_const=int(side * 0.45), img_mean=grey, interpolation=Image.Resampling.BICUBIC))
     except Exception: raise UserError(f'`{words}` is no RandAugment of timm: give e.g. rand-m9-mstd0.5-inc1, or nothing')
 
 def strong_view(
     config,          # Config: image_size, crop, flip
-    randaugment='rand-m9-mstd0.5-inc1', # timm's words for strength, its deviation and the operations; empty: none
-    erasing=0.,      # how often a rectangle is erased
+    randaugment='rand-m9-mstd0.5-inc1', # timm's string for strength, its deviation and the operations; empty: none
+    erasing=0.,      # probability of erasing a rectangle
 ):  # -> function of sample, key that gives (3,S,S) uint8
     "The crop, distorted and erased."
     crop, size = image_view(config), SIZES[config.size]
@@ -69,10 +69,10 @@ def mix_view(
     config,      # Config: image_size
     mixup=0.8,   # alpha of Mixup; 0: none
     cutmix=1.0,  # alpha of CutMix; 0: none
-    prob=1.0,    # how often a pair is mixed
-    switch=0.5,  # how often by CutMix, where both are on
+    prob=1.0,    # probability of mixing a pair
+    switch=0.5,  # probability of CutMix, where both are on
 ):  # -> function of sample, key that gives (7,) float32: lambda, weight inside and outside of the box, its top, bottom, left, right
-    "How a pair of images is mixed whose first one this sample is."
+    "The parameters of mixing the pair of which this sample is the first."
     draw = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, prob=prob, switch_prob=switch, mode='pair')
     def view(sample, k):
         with drawn_by(key(k, 'mix')):
@@ -86,7 +86,7 @@ def mix_view(
 def mix_pairs(
     x,    # (B,3,H,W) float, B even
     mix,  # (B,7) of `mix_view`; of each pair, the first row counts
-):  # -> (B,3,H,W), (B,) each row's share of its own label
+):  # -> (B,3,H,W), (B,) each row's weight of its own label
     "Mix neighbours."
     lam, inside, outside, top, bottom, left, right = mix[::2].to(x.dtype).T[..., None]            # (B/2,1) each
     at = lambda n, low, high: (torch.arange(n, device=x.device) >= low) & (torch.arange(n, device=x.device) < high)   # (B/2,n)
@@ -99,8 +99,8 @@ def mix_pairs(
 def mixed_loss(
     logits,       # (B,C)
     labels,       # (B,)
-    lam=None,     # (B,) each row's share of its own label, the rest is its neighbour's; None: all
-    smoothing=0., # share of each target that is spread over all classes
+    lam=None,     # (B,) each row's weight of its own label, the rest is its neighbour's; None: 1
+    smoothing=0., # fraction of each target that is spread over all classes
 ):  # -> (B,)
     "Cross-entropy with the mixed and smoothed targets."
     own = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction='none')

@@ -29,8 +29,8 @@ POOLS = Registry('pool', dict(mean=dict(global_pool='avg', fc_norm=True), normed
 
 def classifier(
     width,   # of the feature
-    classes, # how many
-    std,     # deviation of the first weights
+    classes, # their number
+    std,     # deviation of the initial weights
 ):  # -> nn.Linear
     "A classifier before training."
     head = nn.Linear(width, classes)
@@ -40,11 +40,11 @@ def classifier(
 
 def add_classifier(
     trunk,    # timm's ViT, changed
-    classes,  # how many
+    classes,  # their number
     pool,     # name in POOLS
-    std=2e-5, # deviation of the classifier's first weights
+    std=2e-5, # deviation of the classifier's initial weights
 ):
-    "Make an encoder the classifier that timm builds with the arguments of POOLS."
+    "Turn an encoder into the classifier that timm builds with the arguments of POOLS."
     args = POOLS[pool]
     if args['fc_norm']: trunk.fc_norm, trunk.norm = trunk.norm, nn.Identity()
     trunk.global_pool, trunk.head = args['global_pool'], classifier(trunk.embed_dim, classes, std)
@@ -52,7 +52,7 @@ def add_classifier(
 
 # %% ../../nbs/transfer/72_finetune.ipynb #3069a0aa
 class KeyedDropPath(nn.Module):
-    "timm's DropPath whose coin is tossed by the images' keys."
+    "timm's DropPath, drawn from the images' keys."
     def __init__(self, rate):
         super().__init__()
         self.rate, self.kept = rate, None
@@ -61,7 +61,7 @@ class KeyedDropPath(nn.Module):
 
 def drop_paths(
     trunk, # timm's ViT, changed
-    rate,  # of the last block; the first one's is 0, in between they rise
+    rate,  # of the last block; it rises linearly from 0 at the first block
 ):  # -> list of modules
     "Put drop path into the blocks."
     found = []
@@ -73,7 +73,7 @@ def toss(
     paths, # list of KeyedDropPath
     keys,  # (B,) int64
 ):
-    "Decide for each image which blocks it loses."
+    "Draw the blocks that each image drops."
     for path, u in zip(paths, noise(keys ^ 0x5DEECE66D, len(paths)).unbind(1)): path.kept = u >= path.rate
 
 # %% ../../nbs/transfer/72_finetune.ipynb #24b6c359
@@ -92,18 +92,18 @@ class Finetune(Labelled):
     "Fine-tuning of the whole encoder, with a classifier on top."
     fresh = tuple(f'visual.trunk.{name}.' for name in ('norm', 'fc_norm', 'head'))
     def __init__(self, config, *,
-        pool='mean',       # what is classified: mean (of the patches, then a norm), normed (the mean of the patches behind the encoder's norm) or class (token)
+        pool='mean',       # pooled feature: mean (of the patches, then a norm), normed (the mean of the patches after the encoder's norm) or class (token)
         layer_decay=0.65,  # factor of the learning rate from each block to the one below
-        drop_path=0.1,     # how often an image skips the last block; less below
+        drop_path=0.1,     # probability of dropping the last block; lower for the blocks below
         mixup=0.8,         # alpha of Mixup; 0: none
         cutmix=1.0,        # alpha of CutMix; 0: none
-        mix_prob=1.0,      # how often a pair of images is mixed
-        switch_prob=0.5,   # how often by CutMix
-        smoothing=0.1,     # share of each target that is spread over all classes
-        randaugment='rand-m9-mstd0.5-inc1', # timm's words for RandAugment; empty: none
-        erasing=0.0,       # how often a rectangle is filled with noise
-        head_init=2e-5,    # deviation of the classifier's first weights
-        crop_pct=1.0,      # share of the resized shorter side that evaluations see
+        mix_prob=1.0,      # probability of mixing a pair of images
+        switch_prob=0.5,   # probability of CutMix
+        smoothing=0.1,     # fraction of each target that is spread over all classes
+        randaugment='rand-m9-mstd0.5-inc1', # timm's string for RandAugment; empty: none
+        erasing=0.0,       # probability of filling a rectangle with noise
+        head_init=2e-5,    # deviation of the classifier's initial weights
+        crop_pct=1.0,      # fraction of the resized shorter side that evaluations see
         **more,
     ):
         super().__init__(config, **more)
@@ -115,7 +115,7 @@ class Finetune(Labelled):
         self.rates = {f'visual.trunk.{k}': v for k, v in layer_rates(self.visual.trunk, layer_decay).items()}
         self.view, self.views['image'] = eval_view(self.image_size, crop_pct=crop_pct), partial(strong_view, randaugment=randaugment, erasing=erasing)
         if self.mixes: self.views['mix'] = partial(mix_view, mixup=mixup, cutmix=cutmix, prob=mix_prob, switch=switch_prob)
-        for make_view in (v for v in self.views.values() if v): make_view(config)                 # what is wrong with them is said now
+        for make_view in (v for v in self.views.values() if v): make_view(config)                 # raises for wrong options now
 
     @classmethod
     def complete(cls, config, source):
@@ -135,12 +135,12 @@ def tokens_to_logits(self:Finetune, x, pre_logits=False):  # (B,1+N,D), the pool
 
 @patch
 def encode_image(self:Finetune, image):  # as `Method.encode_image` -> (B,D)
-    "What the classifier looks at."
+    "The classifier's input."
     return self.tokens_to_logits(self.visual.encode(self.visual.patches(self.as_batch(image))), True)
 
 @patch
 def classify(self:Finetune, image):  # as `Method.encode_image` -> (B,C) logits
-    "How much speaks for each class."
+    "The logits of each class."
     return self.visual.trunk.head(self.encode_image(image))
 
 @patch
@@ -149,13 +149,13 @@ def as_timm(self:Finetune):
 
 @patch
 def logits(self:Finetune, x, keys):  # (B,3,H,W) normalised, (B,) -> ((B,C),)
-    "What is trained."
+    "The logits in training."
     toss(self.paths, keys)
     return (self.tokens_to_logits(self.visual.encode(self.visual.embed(x))),)
 
 @patch
 def forward(self:Finetune, batch):  # dict -> dict
-    "The mixed cross-entropy of a batch, and the share of images whose own label wins."
+    "The mixed cross-entropy of a batch, and the fraction of images whose own label is predicted."
     x, lam = self.visual.normalise(batch['image']), None
     if self.mixes: x, lam = mix_pairs(x, batch['mix'])
     logits, = self.in_parts(self.logits, x, batch['keys'])

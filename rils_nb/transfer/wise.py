@@ -1,4 +1,4 @@
-"""A model that was adapted to new data has forgotten some of the old; the mean of its weights and those that it started from often knows both.
+"""Interpolate the weights of an initial checkpoint and a fine-tuned model, which often keeps the performance on both the old and the new data.
 
 Docs: https://rils-nb.github.io/rils_nb/transfer/wise.html.md"""
 
@@ -20,16 +20,16 @@ from ..starts import PARTS, activation, part_of, sort_out, spec_of
 from ..viz import styled
 
 # %% ../../nbs/transfer/74_wise.ipynb #7bf78ddd
-def _kind(model):  # what must be the same of two models whose tensors are mixed as they are
+def _kind(model):  # must be equal for two models whose tensors are mixed directly
     return {k: v.shape for k, v in model.state_dict().items()}, [activation(model, p) for p in ('visual.trunk', 'text')], getattr(model, 'classes', None)
 
 def _called(model): return f'`{getattr(model, "spec", name_of(model))}`'
 
 def counterparts(
     start, # Method or Library
-    tuned, # Method or Library that began as `start`
+    tuned, # Method or Library that started from `start`
 ):  # -> dict: name of a tensor of `tuned` -> tensor of `start`
-    "The weights of a start under the names of what was made of it; raises `UserError` where they are not of one shape."
+    "The weights of an initial checkpoint under the names of the fine-tuned model; raises `UserError` where the shapes differ."
     if _kind(start) == _kind(tuned): return start.state_dict()
     try:
         if isinstance(tuned, Library): raise UserError('their weights differ in names, shapes, activations or classes')
@@ -45,11 +45,11 @@ def _between(x, y, alpha):  # tensors of one shape -> tensor
     return torch.lerp(x.to(y), y, alpha)
 
 def interpolate(
-    start, # what `load_model` takes, or a model
-    tuned, # the same, begun as `start`
+    start, # a spec for `load_model`, or a model
+    tuned, # the same, started from `start`
     alpha, # weight of `tuned`, from 0 to 1
 ):  # -> model in evaluation mode, of the kind of `tuned`
-    "The model between two; raises `UserError` where their weights do not belong together."
+    "Interpolate two models; raises `UserError` where their weights do not correspond."
     if not 0 <= alpha <= 1: raise UserError(f'the weight of the second model is from 0 to 1, given {alpha}')
     start, tuned = (m if isinstance(m, torch.nn.Module) else load_model(spec_of(m)) for m in (start, tuned))
     theirs, model = counterparts(start, tuned), copy.deepcopy(tuned)
@@ -59,7 +59,7 @@ def interpolate(
 
 # %% ../../nbs/transfer/74_wise.ipynb #dfb9147e
 def between(given):  # 'START,TUNED,ALPHA'
-    "The model between two that words name; what `wise:` opens."
+    "Open the interpolation of two models that a `wise:` spec describes."
     parts = [p.strip() for p in given.split(',')]
     try: alpha = float(parts[-1])
     except ValueError: alpha = None
@@ -70,14 +70,14 @@ def between(given):  # 'START,TUNED,ALPHA'
 ALPHAS = tuple(k / 10 for k in range(11))
 
 def wise_curve(
-    start,  # what `load_model` takes, or a model
-    tuned,  # the same, begun as `start`
-    old,    # (data, figure as 'task/name') of what the start knows
-    new,    # the same, of what `tuned` was adapted to
+    start,  # a spec for `load_model`, or a model
+    tuned,  # the same, started from `start`
+    old,    # (data, metric as 'task/name') of the initial checkpoint's domain
+    new,    # the same, of the domain that `tuned` was adapted to
     alphas=ALPHAS, # weights of `tuned`
     **kwargs,      # of `evaluate`: n, batch, and options of the tasks
 ):  # -> list of dicts: alpha, old, new
-    "The figures of the models between two."
+    "Evaluate the interpolations of two models."
     start, tuned = (m if isinstance(m, torch.nn.Module) else load_model(spec_of(m)) for m in (start, tuned))
     data = {spec: open_source(spec) if isinstance(spec, str) else spec for spec in dict.fromkeys((old[0], new[0]))}
     def figure(model, of):
@@ -91,7 +91,7 @@ def wise_curve(
 @styled
 def show_wise(
     rows,            # list of dicts of `wise_curve`
-    old='old data',  # what the figures are, in words
+    old='old data',  # description of the metric
     new='new data',  # the same
 ):  # -> figure
     "The curve of new against old."
