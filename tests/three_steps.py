@@ -26,6 +26,7 @@ RUNS |= {f'{m}{more}': None for m in OTHERS for more in ('', '_accum')}
 LABELLED = dict(finetune_augmented=dict(method='finetune', crop=0.3, flip=True, opts='erasing=0.5,drop_path=0.3,head_init=0.02'),  # every augmentation at once
                 linear_many=dict(method='linear', opts='pools=normed:class,rates=0.1:1,held_out=0.4'))
 LABELLED['revcolv2_again'] = dict(method='revcolv2', size='RevColV2-tiny', checkpointing=True)  # levels computed again in the backward pass (no labels, but started in the same way)
+LABELLED['milan_as_code'] = dict(method='milan', masking='semantic', opts=recipe('shapes_milan').opts + ',class_target=true,projected_prompts=true,student_pixels=true')  # its authors' code
 LABELLED['finetune_columns'] = dict(method='finetune', size='RevColV2-tiny', checkpointing=True, crop=0.3, flip=True, opts='drop_path=0.3,head_init=0.02')
 LABELLED['detect_cascade'] = dict(method='detect', image_size=64, opts=recipe('shapes_detect').opts + ',cascade=true,federated=3')  # three stages of boxes, each image is asked about three classes
 LABELLED['detect_columns'] = dict(method='detect', size='RevColV2-tiny', checkpointing=True, image_size=64, opts='window=0,relative=false,pyramid=2:1,width=32,convs=1,fc=32,'
