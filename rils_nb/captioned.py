@@ -1,4 +1,4 @@
-"""The two sets on which retrieval is reported, with Karpathy's splits and all captions of each image.
+"""COCO and Flickr30K captions for retrieval, with Karpathy's splits and all captions of each image.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/captioned.html.md"""
 
@@ -20,7 +20,7 @@ from .table_files import describe_json
 from .tables import Manifest
 
 # %% ../nbs/evals/34_captioned.ipynb #bb5ea4ac
-def _folder(path, names, images):  # the split file, names of images, what the user said -> where the images are, seen from the file
+def _folder(path, names, images):  # the split file, names of images, the option `images` -> folder of the images, relative to the file
     if images: return images if (path.parent/images).is_dir() else os.path.abspath(images)
     beside = ['', *(f'{up}{p.name}' for up in ('', '../') for p in sorted((path.parent/up).iterdir()) if p.is_dir())]
     return next((f for f in beside if any((path.parent/f/n.replace('\\', '/')).is_file() for n in names)), '')  # backslashes: a file from Windows
@@ -32,7 +32,7 @@ def _load(path, what):  # file, what it should be -> dict
     return fields
 
 class Karpathy(Manifest):
-    "Images with all their captions, as the split file of Karpathy and Fei-Fei lists them."
+    "Images with all their captions, from a split file of Karpathy and Fei-Fei."
     def __init__(self, spec, **_):
         path, _, given = spec.partition(',')
         self.opts = dict(split='test', images='') | parse_opts(given, dict(split='', images=''))
@@ -53,7 +53,7 @@ READERS['karpathy'] = (lambda s: False, Karpathy)
 
 # %% ../nbs/evals/34_captioned.ipynb #9b2fe017
 class CocoCaptions(Manifest):
-    "Images with all their captions, as a file of COCO's format lists them."
+    "Images with all their captions, from a file in COCO's format."
     def __init__(self, spec, **_):
         path, _, given = spec.partition(',')
         self.opts = dict(images='') | parse_opts(given, dict(images=''))

@@ -1,4 +1,4 @@
-"""Labelled data as their authors lay them out, with the classes, prompts and splits of the papers.
+"""Labelled data sets in their original layout, with the classes, prompts and splits of the papers.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/datasets.html.md"""
 
@@ -28,13 +28,13 @@ from .samples import BadSample, IMAGES
 
 # %% ../nbs/evals/25_datasets.ipynb #6fcece9a
 def key(name): # of a class
-    "Letters and digits of a name, by which names are compared."
+    "Letters and digits of a name, used to compare names."
     return ''.join(c for c in str(name).casefold() if c.isalnum())
 
 def names(
     text,  # 'apple pie; Faces_easy = centered face; happy = happy | smiling'
-):  # -> dict: class as the data call it -> tuple of its names in prompts
-    "Classes of a data set and what they are called."
+):  # -> dict: class name on disk -> tuple of its names in prompts
+    "Parse the classes of a data set and their names."
     out = {}
     for entry in filter(None, (e.strip() for e in text.replace('\n', ' ').split(';'))):
         on_disk, equals, shown = entry.partition(' = ')
@@ -54,15 +54,15 @@ IMAGENET = {s: (n,) for s, n in SYNSETS.items()}  # synset -> CLIP's name
 
 # %% ../nbs/evals/25_datasets.ipynb #cabe29ce
 class Found(NamedTuple):
-    "What a reader found."
+    "The result of a reader."
     images: Any        # images[i][0] is a PIL image
-    classes: list      # of each image, as the data call it: a name, or a number where they have no names
+    classes: list      # of each image, as named on disk: a name, or a number where there are no names
     all: Any = None    # names of all classes, with images or without; None: those of the images
 
 def torchvision_set(
     kind,        # class of torchvision.datasets
-    said=None,   # what its labels stand for; None: its `classes`; (): nothing, they are numbers
-    **kwargs,    # of the class, as split='test'
+    said=None,   # names of its labels; None: its `classes`; (): none, the labels are numbers
+    **kwargs,    # of the class, e.g. split='test'
 ):  # -> reader
     "A data set that torchvision reads."
     def read(root, folder):
@@ -76,7 +76,7 @@ def torchvision_set(
 
 # %% ../nbs/evals/25_datasets.ipynb #01e24c9d
 class Files:
-    "Images in files, as torchvision's data sets give them."
+    "Images in files, with the interface of torchvision's data sets."
     def __init__(self,
         paths,     # list
         border=0,  # pixels to cut off at each side
@@ -87,7 +87,7 @@ class Files:
         return image.crop((b, b, image.width - b, image.height - b)), None
 
 def class_folders(
-    split=None,  # function of a dict: class -> sorted files, which gives the test's; None: all files
+    split=None,  # function of a dict: class -> sorted files, returns the test files; None: all files
     only=None,   # classes to read, where the folder holds others too
     border=0,    # pixels to cut off at each side
 ):  # -> reader
@@ -119,7 +119,7 @@ def _without_30(paths):
 def file_list(
     pairs,  # function of the data set's folder -> list of (path, class)
 ):  # -> reader
-    "Images that a list names."
+    "Images from a list of files."
     def read(root, folder):
         found = pairs(root/folder)
         return Found(Files([p for p, _ in found]), [c for _, c in found])
@@ -141,14 +141,14 @@ METRICS = dict(top1='top-1', mean_per_class='mean per class')
 class Benchmark:
     "A labelled data set for zero-shot classification."
     name: str         # in tables and on the command line
-    folder: str       # below the root; the data set is on the disk where this exists
+    folder: str       # below the root; the data set is on the disk if this exists
     read: Callable    # reader: function of the root and `folder` -> Found
     templates: tuple  # prompts, with {} for the name of the class
-    classes: dict     # class as the data call it -> its names in prompts; the order is that of the labels
+    classes: dict     # class name on disk -> its names in prompts; the order is that of the labels
     n: int = 0        # images of the split; 0 = any number
     split: str = 'all'
-    origin: str = ''  # where it comes from
-    bytes: int = 0    # to be fetched
+    origin: str = ''  # source of the download
+    bytes: int = 0    # size of the download
     metric: str = 'top1'
     def __post_init__(self):
         if len(set(map(key, self.classes))) < max(2, len(self.classes)):
@@ -163,8 +163,8 @@ def _some(found): return ', '.join(f'`{c}`' for c in found[:3]) + (f' and {len(f
 @patch
 def labels(self:Benchmark,
     found,  # Found
-):  # -> list of int, the places of the images' classes in `classes`
-    "Labels by name; raises `UserError` where the classes are not those declared."
+):  # -> list of int, the indices of the images' classes in `classes`
+    "Labels by name; raises `UserError` if the classes are not those declared."
     place = {key(c): i for i, c in enumerate(self.classes)}
     if any(isinstance(c, int) for c in found.classes):
         if not 0 <= min(found.classes) <= max(found.classes) < len(place):
@@ -192,22 +192,22 @@ class Labelled(Source):
     def __len__(self): return len(self.labels)
     def read(self, i):
         try: image = TF.pil_to_tensor(self.images[i][0].convert('RGB'))
-        except Exception as e: raise BadSample('image', f'{self.name} {i} ({type(e).__name__})')  # decoders fail in very many ways
+        except Exception as e: raise BadSample('image', f'{self.name} {i} ({type(e).__name__})')  # decoders raise many types of error
         return dict(image=image, captions=[], label=self.labels[i], name=f'{self.name} {i}')
 
 @patch
 def open(self:Benchmark,
     root,  # folder of the data sets
 ):  # -> Labelled
-    "The images with their labels; raises `UserError` where folder or classes are not as declared."
+    "The images with their labels; raises `UserError` if folder or classes are not as declared."
     where = Path(root)/self.folder
     try: found = self.read(Path(root), self.folder)
     except Exception as e:
-        for lacking in (e, e.__context__):  # torchvision's Cars say it in words of their own
+        for lacking in (e, e.__context__):  # torchvision's StanfordCars raises its own error
             if isinstance(lacking, ModuleNotFoundError):
                 library = lacking.name.partition('.')[0]
                 raise UserError(f'{self.name} is read with {library}, which is not installed: pip install {library}')
-        why = str(e).partition(' You can use')[0]  # download=True, says torchvision
+        why = str(e).partition(' You can use')[0]  # torchvision's hint: download=True
         raise UserError(f'{self.name}: `{where}` could not be read as its authors lay it out: {type(e).__name__}: {why}')
     return Labelled(self.name, found.images, self.labels(found), list(self.classes.values()), self.templates)
 
@@ -215,8 +215,8 @@ def open(self:Benchmark,
 def prompts(
     text,  # 'art of [a|the] {}.; a plushie {}.'
 ):  # -> tuple of templates
-    "Prompts with every choice of the words in brackets."
-    choices = [re.split(r'\[(.*?)\]', form) for form in text.split(';')]  # every second part is one in brackets
+    "Prompts with every choice of the alternatives in brackets."
+    choices = [re.split(r'\[(.*?)\]', form) for form in text.split(';')]  # every second part is in brackets
     chosen = [''.join(words) for parts in choices for words in product(*(p.split('|') if i % 2 else [p] for i, p in enumerate(parts)))]
     return tuple(' '.join(p.split()) for p in chosen)
 
@@ -227,10 +227,10 @@ def declare(
     folder,    # below the root
     read,      # reader
     templates, # as `prompts` takes them, or a list
-    classes=None,  # as `names` gives them; None: those that ship under this name
+    classes=None,  # as returned by `names`; None: the list of this name in the package
     **kwargs,  # n, split, origin, bytes, metric
 ):  # -> Benchmark
-    "Declare a data set, so that suites find it by its name."
+    "Register a data set, so that suites find it by its name."
     templates = prompts(templates) if isinstance(templates, str) else tuple(templates)
     BENCHMARKS[name] = Benchmark(name, folder, read, templates, listed(name) if classes is None else classes, **kwargs)
     return BENCHMARKS[name]
@@ -271,7 +271,7 @@ declare('flowers', 'flowers-102', torchvision_set(tv.Flowers102, split='test'), 
 # %% ../nbs/evals/25_datasets.ipynb #81ae0316
 _FACES = ('angry', 'disgust', 'fear', 'happy', 'sad', 'surprise', 'neutral')  # in the order of the table's numbers
 
-def _faces(root, folder):  # torchvision reads the table; SLIP had the same images in folders
+def _faces(root, folder):  # torchvision reads the table; SLIP has the same images in folders
     in_folders = (root/folder/'test').is_dir()
     return class_folders()(root, f'{folder}/test') if in_folders else torchvision_set(tv.FER2013, said=_FACES, split='test')(root, folder)
 

@@ -44,7 +44,7 @@ def shapes_mae():
 
 @register_recipe
 def shapes_revcolv2():
-    "RevColV2 on the scenes: columns that see and columns that fill in, about as large as the encoder of `shapes_mae`."
+    "RevColV2 on the scenes: bottom-up columns encode, top-down columns reconstruct; about as large as the encoder of `shapes_mae`."
     return replace(shapes(), method='revcolv2', size='RevColV2-tiny', opts='')
 
 @register_recipe
@@ -58,7 +58,7 @@ def shapes_rils_vision():
     return replace(shapes(), opts='recon_ramp=1.0,prototypes=512')
 
 # %% ../nbs/51_recipes.ipynb #2f9237b1
-HEAD = 'head_hidden=256,head_dim=64,smallest=0.3'  # of SimCLR, for encoders of width 128
+HEAD = 'head_hidden=256,head_dim=64,smallest=0.3'  # SimCLR's projection head and smallest crop, for encoders of width 128
 
 @register_recipe
 def shapes_simclr():
@@ -67,7 +67,7 @@ def shapes_simclr():
 
 @register_recipe
 def shapes_slip():
-    "SLIP on the scenes. Its views keep their colours, which the captions name."
+    "SLIP on the scenes. Its views keep their colours, because the captions name them."
     return replace(shapes(), method='slip', opts=f'{HEAD},grey=0,jittered=0')
 
 @register_recipe
@@ -77,7 +77,7 @@ def shapes_milan():
 
 @register_recipe
 def shapes_maskclip():
-    "MaskCLIP on the scenes. Its teacher follows faster than in the paper, whose run has more than sixty times as many steps."
+    "MaskCLIP on the scenes. Its EMA teacher is updated faster than in the paper, whose run has more than sixty times as many steps."
     return replace(shapes(), method='maskclip', opts='codewords=512,mlm_depth=2,average_decay=0.99,average_decay_end=0.999')
 
 @register_recipe
@@ -88,18 +88,18 @@ def shapes_silc():
 
 @register_recipe
 def shapes_tips():
-    "TIPSv2 on the scenes: SILC, and the patches of a masked view, all of them; only the heads are averaged."
+    "TIPSv2 on the scenes: SILC with a patch loss over all patches of a masked view; the EMA covers the heads alone."
     return replace(shapes_silc(), method='tips', opts=f'{shapes_silc().opts},visible_patches=true,head_only=true')
 
 @register_recipe
 def shapes_aclip():
-    "A-CLIP on the scenes. Its views keep their colours, which the captions name."
+    "A-CLIP on the scenes. Its views keep their colours, because the captions name them."
     return replace(shapes(), method='aclip', workers=1, opts='head_hidden=256,head_dim=64,jittered=0,grey=0,solarised=0,average_decay=0.99')
 
 # %% ../nbs/51_recipes.ipynb #2f8d697b
 @register_recipe
 def shapes_mim_lit():
-    "MIM -> LiT on the scenes: the texts learn to read the run of `shapes_mae`, whose image tower is held fast. Train that first."
+    "MIM -> LiT on the scenes: trains a text tower on the frozen image tower of the run of `shapes_mae`. Train that first."
     return replace(shapes_clip(), init='runs/shapes_mae', opts='freeze=image')
 
 @register_recipe
@@ -109,13 +109,13 @@ def shapes_mim_clip():
 
 @register_recipe
 def shapes_clip_mim():
-    "CLIP -> MIM on the scenes: masked features of the run of `shapes_clip`, blind masks, MAE's decoder. Train that first."
+    "CLIP -> MIM on the scenes: predicts features of the run of `shapes_clip` under random masks, with MAE's decoder. Train that first."
     return replace(shapes_milan(), masking='random', opts=f'{shapes_milan().opts},decoder=mae')
 
 # %% ../nbs/51_recipes.ipynb #7253f8a7
 @register_recipe
 def emoji():
-    """RILS on emoji, their names and keywords, 32 px, seven drawing styles, an eighth to be recognised: image-to-text R@1 36-38 % of 819 (measured);
+    """RILS on emoji, their names and keywords, 32 px, trained on seven drawing styles, tested on an eighth: image-to-text R@1 36-38 % of 819 (measured);
     two CPU cores, about 9 minutes.
     The tutorial `your_own_pairs` fetches and packs the data. `accelerate launch -m rils_nb.train emoji`"""
     return replace(shapes(), data='data/emoji/train-*.tar', eval_data='data/emoji/test-*.tar', tasks='retrieval', workers=1,
@@ -133,7 +133,7 @@ def clip_b16_l20m():
 @register_recipe
 def rils_b16_l20m():
     """RILS, ViT-B/16, LAION-20M, 25 epochs, batch 4096 (Table A4). ImageNet zero-shot 45.0, linear 71.5, fine-tuned 83.3 (paper).
-    The paper: 32 V100, 1.8 times the hours of MAE and 1.2 times those of CLIP. Its losses stand 1 : 0.5, as in Eq. 10, with exact gradients; in the authors' code
+    The paper: 32 V100, 1.8 times the hours of MAE and 1.2 times those of CLIP. Loss weights 1 : 0.5, as in Eq. 10, with exact gradients; in the authors' code
     0.5 : 0.5, which is `rils_b16_l20m_released`."""
     return replace(clip_b16_l20m(), method='rils')
 
@@ -151,12 +151,12 @@ def mae_clip_b16_l20m():
 @register_recipe
 def mae_b16_l20m():
     """MAE, ViT-B/16, LAION-20M, 25 epochs. ImageNet linear 44.3, fine-tuned 82.1 (paper).
-    The crop, its bicubic resizing and the mirror are MAE's; the rest is Table A4, so that the methods are compared under one set of settings."""
+    The crop, its bicubic resizing and the horizontal flip are MAE's; the rest is Table A4, so that the methods are compared under one set of settings."""
     return replace(clip_b16_l20m(), method='mae', crop=0.2, flip=True, interpolation='bicubic')
 
 @register_recipe
 def mae_b16_l20m_own():
-    "MAE with its own settings (its paper, A.1: 1.5e-4 for 256 images, warm-up of 40 epochs in 800), LAION-20M, 25 epochs. Linear 44.3, fine-tuned 82.1 (paper of RILS, which does not say by which settings)."
+    "MAE with its own settings (its paper, A.1: 1.5e-4 for 256 images, warm-up of 40 epochs in 800), LAION-20M, 25 epochs. Linear 44.3, fine-tuned 82.1 (paper of RILS, which does not give the settings)."
     return replace(mae_b16_l20m(), lr=2.4e-3, min_lr=0.0, warmup=0.05, weight_decay=0.05, beta2=0.95)
 
 @register_recipe
@@ -177,19 +177,19 @@ def simclr_b16_l20m():
 
 @register_recipe
 def slip_b16_l20m_own():
-    """SLIP with the settings of its README, lr 3e-3 and decay 0.1, and the balance of its code on several GPUs: CLIP's part has half of its gradient there, SimCLR's all of it,
-    so 0.5 : 1. Zero-shot 41.6, linear 70.1, fine-tuned 82.6 (paper of RILS, which does not say by which settings)."""
+    """SLIP with the settings of its README, lr 3e-3 and decay 0.1, and its code's balance on several GPUs: half of CLIP's gradient, all of SimCLR's,
+    so 0.5 : 1. Zero-shot 41.6, linear 70.1, fine-tuned 82.6 (paper of RILS, which does not give the settings)."""
     return replace(slip_b16_l20m(), lr=3e-3, weight_decay=0.1, opts='ssl_weight=2')
 
 @register_recipe
 def simclr_b16_l20m_own():
-    "SimCLR with the settings of SLIP's README, lr 3.2e-3 and decay 0.1. Linear 51.7, fine-tuned 81.3 (paper of RILS, which does not say by which settings)."
+    "SimCLR with the settings of SLIP's README, lr 3.2e-3 and decay 0.1. Linear 51.7, fine-tuned 81.3 (paper of RILS, which does not give the settings)."
     return replace(simclr_b16_l20m(), lr=3.2e-3, weight_decay=0.1)
 
 @register_recipe
 def rils_vision_b16_l10m():
-    """RILS with learned vectors in place of the texts, LAION-10M: high-level vision space. Zero-shot 34.8, linear 67.7, fine-tuned 82.4 (paper, Table 10;
-    RILS there 37.5, 68.5, 82.7). How many vectors there were is not said; 4,096 are as many as texts in a batch."""
+    """RILS with learned vectors in place of the texts, LAION-10M ("high-level vision space"). Zero-shot 34.8, linear 67.7, fine-tuned 82.4 (paper, Table 10;
+    RILS there 37.5, 68.5, 82.7). The paper does not give the number of vectors; 4,096 are as many as texts in a batch."""
     return replace(rils_b16_l20m(), data='laion/{00000..00999}.tar', opts='prototypes=4096')
 
 @register_recipe
@@ -228,7 +228,7 @@ def mae_clip_b16_l10m():
 @register_recipe
 def rils_b16_l10m():
     """RILS, ViT-B/16, LAION-10M, 25 epochs: zero-shot 37.5, linear 68.5, fine-tuned 82.7 (paper, Tables 9 to 11). Rows of Table 11: --mask_ratio 0.6 or 0.9;
-    --opts decoder_depth=2 or 4; the balances of 11c as `rils_b16_l20m_released` says."""
+    --opts decoder_depth=2 or 4; for the balances of 11c see `rils_b16_l20m_released`."""
     return replace(rils_b16_l20m(), data=L10M)
 
 @register_recipe
@@ -250,11 +250,11 @@ def clip_mim_b16_l10m():
 @register_recipe
 def aclip_b16_yfcc15m():
     """A-CLIP, ViT-B/16, YFCC15M, 25 epochs, batch 4096: ImageNet zero-shot 43.9 at 1.16 times CLIP's time
-    (paper; CLIP 37.6 at 1.00, SLIP 42.8 at 2.67, MaskCLIP 42.7 at 1.56). The authors' command: lr 5e-4, decay 0.5; what it does not name, SLIP's defaults."""
+    (paper; CLIP 37.6 at 1.00, SLIP 42.8 at 2.67, MaskCLIP 42.7 at 1.56). The authors' command: lr 5e-4, decay 0.5; SLIP's defaults for the rest."""
     return replace(clip_b16_l20m(), method='aclip', data='yfcc15m/{00000..01499}.tar')
 
 # %% ../nbs/51_recipes.ipynb #10d27fbd
-DINO = 'saturation=0.2,prototype_init=uniform'  # its views and the beginning of its prototypes
+DINO = 'saturation=0.2,prototype_init=uniform'  # its views and the initialisation of its prototypes
 
 @register_recipe
 def silc_b16_l20m():
@@ -268,7 +268,7 @@ def tips_b16_l20m():
 
 @register_recipe
 def tipsv2_b16_l20m():
-    "TIPSv2: the patch loss over all patches, and averages of the heads alone; otherwise `tips_b16_l20m`."
+    "TIPSv2: the patch loss over all patches, and an EMA of the heads alone; otherwise `tips_b16_l20m`."
     return replace(tips_b16_l20m(), opts=f'{DINO},visible_patches=true,head_only=true')
 
 # %% ../nbs/51_recipes.ipynb #8590b47d
@@ -285,10 +285,10 @@ def maskclip_b32_yfcc15m():
 
 # %% ../nbs/51_recipes.ipynb #f5f9f5b0
 def register_starts(
-    settings, # recipe whose settings hold for all
-    starts,   # dict: name of a recipe -> (run that it begins from, what it promises)
+    settings, # recipe whose settings are used for all
+    starts,   # dict: name of a recipe -> (run that it begins from, docstring)
 ):
-    "Register a recipe for each of several starts."
+    "Register one recipe for each of several initial checkpoints."
     def begin_from(run): return lambda: replace(settings(), init=f'runs/{run}')
     for name, (run, words) in starts.items():
         made = begin_from(run)

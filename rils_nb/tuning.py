@@ -22,7 +22,7 @@ from .recipes import register_starts, shapes
 @register_recipe
 def shapes_finetune():
     """Fine-tuning on the scenes, 64 classes of shape and colour, from the default run: train that first.
-    Its views keep their colours, which the classes name."""
+    Its views keep their colours, because the classes name them."""
     return replace(shapes(), method='finetune', init='runs/shapes', steps=300, lr=1e-3, weight_decay=0.05, beta2=0.999, eps=1e-8,
                    opts='randaugment=,cutmix=0,mixup=0.2,layer_decay=0.75,pool=normed')
 
@@ -71,13 +71,13 @@ def finetune_milan_l16():
 
 @register_recipe
 def finetune_maskclip_b16():
-    "MaskCLIP, ViT-B/16, ImageNet-1K, 100 epochs: 83.6 (paper, supplement, Table 2 and section B). What it does not say is as in Table A5."
+    "MaskCLIP, ViT-B/16, ImageNet-1K, 100 epochs: 83.6 (paper, supplement, Table 2 and section B). Settings that it does not give are those of Table A5."
     return replace(finetune(), **_in1k('runs/maskclip_b16_yfcc15m'), lr=6e-4, warmup=0.2, opts=f'layer_decay=0.7,{VIEW}')
 
 # %% ../nbs/52_tuning.ipynb #4de07c00
 @register_recipe
 def finetune_revcolv2_b():
-    "RevColV2-B of `revcolv2_b_in1k`, ImageNet-1K, 100 epochs, with an average of the weights: 84.7 (supplement, Table 3)."
+    "RevColV2-B of `revcolv2_b_in1k`, ImageNet-1K, 100 epochs, with an EMA of the weights: 84.7 (supplement, Table 3)."
     return replace(finetune(), **_in1k('runs/revcolv2_b_in1k'), size='RevColV2-B', lr=2e-3, ema=0.9999, checkpointing=True, opts=f'layer_decay=0.75,{VIEW}')
 
 @register_recipe
@@ -110,7 +110,7 @@ def finetune_revcolv2_l_in22k_in1k():
 # %% ../nbs/52_tuning.ipynb #94067556
 @register_recipe
 def finetune_few():
-    """Fine-tuning on few images of each class, those of a list that `low_shot` wrote. No paper of these says how (RILS fits classifiers to frozen features there),
+    """Fine-tuning on few images of each class, those of a list that `low_shot` wrote. No paper has settings (RILS fits classifiers to frozen features there),
     so the settings are a choice. `rils-train finetune_few --init RUN --data listed:lists/10-shot-seed-0-draw-0.txt,imagenet/train --eval_data imagenet/val`"""
     return replace(finetune(), data='listed:lists/10-shot-seed-0-draw-0.txt,imagenet/train', eval_data='imagenet/val', batch=128, epochs=0.0, steps=2000, warmup=0.1,
                    lr=2e-4, crop=0.3, opts=f'pool=normed,layer_decay=0.75,head_init=0.01,mixup=0,cutmix=0,{VIEW}')
@@ -150,7 +150,7 @@ def linear_revcolv2_l():
 @register_recipe
 def linear_milan_b16_semantic():
     """MILAN's probe on the half of the patches that matter most to the teacher of pre-training, as its code has it: 80.0 (paper, Table 7, #6; 78.9 on all).
-    Its code sees 70 % (seen=0.7), its text 50 %; --opts pools=class,held_out=0,seen=0.5,crop_pct=0.875 asks the encoder's own attention."""
+    Its code sees 70 % (seen=0.7), its text 50 %; --opts pools=class,held_out=0,seen=0.5,crop_pct=0.875 uses the encoder's own attention."""
     return replace(linear_milan_b16(), opts=f'pools=class,held_out=0,seen=0.5,teacher=open_clip:ViT-B-16/openai,student_pixels=true,{VIEW}')
 
 @register_recipe

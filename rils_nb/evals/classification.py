@@ -1,4 +1,4 @@
-"""How often a model that was trained on classes names the right one.
+"""Top-1 and top-5 accuracy of a model with a trained classifier.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/classification.html.md"""
 
@@ -21,15 +21,15 @@ def strangers(
     model,   # with a classifier
     source,  # any reader of labelled images
 ):  # -> list of str
-    "Classes of the data that a model does not know."
+    "Classes of the data that a model was not trained on."
     return [c for c in _names(source) if _names(model) and c not in _names(model)]
 
 def translate(
     labels,  # (n,) of the data
     model,   # with a classifier
     source,  # any reader of labelled images
-):  # -> (n,) the same classes by the model's numbers
-    "Labels as a model counts them; raises `UserError` for classes that it does not know."
+):  # -> (n,) the same classes in the model's numbering
+    "Map labels to the model's classes; raises `UserError` for classes that it was not trained on."
     if unknown := strangers(model, source): raise UserError(
         f'the data has {len(unknown)} classes that the model was not trained on, e.g. `{unknown[0]}`: it knows {", ".join(_names(model)[:5])}, ...')
     if not (_names(model) and _names(source)) or _names(model) == _names(source): return labels  # ImageNet has two classes called `missile`
@@ -38,7 +38,7 @@ def translate(
 def shared_classes(
     model,   # with a classifier
     source,  # any reader of labelled images
-):  # -> (K,) numbers of the model's classes that the data has, or None where that are all, fewer than two, or where names are missing
+):  # -> (K,) indices of the model's classes that the data has; None if these are all or fewer than two, or if names are missing
     "The classes of a model that occur in the names of the data."
     known, names = _names(model), set(_names(source))
     kept = [k for k, name in enumerate(known) if name in names]
@@ -55,12 +55,12 @@ NEEDS['teacher'] = (lambda model, source: not getattr(model, 'asks', '') or geta
 @task('classification', 'classifier', 'labels', 'same classes', 'teacher')
 def classification(
     model,   # with a classifier
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # any reader of labelled images
     *,
-    restrict=True, # the model chooses among the classes that the data has; false: among all that it knows
-    crop_pct=0.,   # share of the resized shorter side that is shown, as 0.875 in MAE's protocol; 0 = the model's own view
-):  # -> dict; with `classes`, how many the model chose among, where it was restricted
+    restrict=True, # the model chooses among the classes of the data; false: among all of its own
+    crop_pct=0.,   # centre crop as a share of the resized shorter side, 0.875 in MAE's protocol; 0 = the model's own view
+):  # -> dict; with `classes`, the number of classes to choose from, if restricted
     "Accuracy of a model's own classifier."
     with viewing(model, crop_pct): f = features(model, source, config.eval_samples, config.batch, config.workers, model.classify)
     if f['labels'] is None: raise UserError('some samples have no label, which classification needs')

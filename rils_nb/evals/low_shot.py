@@ -1,4 +1,4 @@
-"""How far a classifier comes with one, two, five or ten images of each class.
+"""Accuracy of a linear classifier trained on one, two, five or ten images of each class.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/low_shot.html.md"""
 
@@ -28,7 +28,7 @@ from .probe import backbone, fit_linear, split, training_data
 LAMBDA = 2.5e-4
 
 def prepared(x):  # (n,D) -> (n,D) float64
-    "Each row without its own mean and of length 1."
+    "Subtract each row's own mean and normalise it to length 1."
     x = x.double()
     return F.normalize(x - x.mean(1, keepdim=True), dim=1)
 
@@ -42,7 +42,7 @@ def fit_few(
 
 # %% ../../nbs/evals/27_low_shot.ipynb #5f9892c5
 def short_names(names):  # list of paths -> list of str
-    "As much of the end of each path as tells it from all others."
+    "The shortest end of each path that differs from all others."
     parts = [n.split('/') for n in names]
     for k in range(1, 1 + max(map(len, parts), default=0)):
         short = ['/'.join(p[-k:]) for p in parts]
@@ -51,16 +51,16 @@ def short_names(names):  # list of paths -> list of str
 
 # %% ../../nbs/evals/27_low_shot.ipynb #9fa5726a
 def hashes(names):  # list of N str -> (N,) int64
-    "A number for each name, the same everywhere."
+    "A hash of each name, the same on every machine."
     return torch.tensor([key('low-shot', n) for n in names], dtype=torch.int64)
 
 def places(
     keys,   # (N,) int64, a hash of each name
     y,      # (N,) class of each
     seed,   # of the draws
-    draw,   # its number
-):  # -> (N,) int64: 0 for the first of its class
-    "The order in which a draw takes the images of each class."
+    draw,   # number of the draw
+):  # -> (N,) int64, rank within the class: 0 for the first
+    "The order of the images of each class in a draw."
     u = noise(keys + key(seed, draw), 1)[:, 0]
     order = u.argsort()
     order = order[y[order].argsort(stable=True)]                             # by class, and within a class by u
@@ -70,9 +70,9 @@ def places(
 # %% ../../nbs/evals/27_low_shot.ipynb #e00a66ff
 def named_in(
     path,   # text file
-    names,  # list of N names, paths as long as they are known
-):  # -> dict: line of the list -> number of the image
-    "The images that a list names; raises `UserError` for one that is not there, or named twice."
+    names,  # list of N names, as long a path as is known
+):  # -> dict: line of the list -> index of the image
+    "The images of a list; raises `UserError` for one that does not exist, or occurs twice."
     try: lines = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
     except (OSError, UnicodeDecodeError) as e: raise UserError(f'cannot read the list `{path}`: {getattr(e, "strerror", None) or "not UTF-8 text"}')
     ends, found = {}, {}
@@ -85,19 +85,19 @@ def named_in(
     if twice := len(lines) - len(set(found.values())): raise UserError(f'`{path}` names {twice} images twice')
     return found
 
-def _by_end(names, n):  # -> dict: last n parts of a name -> numbers of the images
+def _by_end(names, n):  # -> dict: last n parts of a name -> indices of the images
     out = {}
     for i, name in enumerate(names): out.setdefault('/'.join(name.split('/')[-n:]), []).append(i)
     return out
 
 def read_list(
     path,   # text file
-    names,  # list of N names, paths as long as they are known
-    y,      # (N,) class of each, -1 where it must not be drawn
-    classes,# (C,) that must be on the list
+    names,  # list of N names, as long a path as is known
+    y,      # (N,) class of each, -1 if it must not be drawn
+    classes,# (C,) classes that must be on the list
     k,      # images of each class
-):  # -> sorted list of numbers of images
-    "The images of a list; raises `UserError` where it does not fit the data."
+):  # -> sorted list of indices of images
+    "Read a list of images; raises `UserError` if it does not match the data."
     found = named_in(path, names)
     if wrong := [line for line, i in found.items() if y[i] < 0]:
         raise UserError(f'`{path}` names `{wrong[0]}`, which has no class of the evaluation, cannot be read, or is tested as well')
@@ -107,8 +107,8 @@ def read_list(
 
 # %% ../../nbs/evals/27_low_shot.ipynb #be50176b
 class Some(Wrapper):
-    "Some samples of a source, with all that it knows."
-    bad = ()  # those of the source are none of them
+    "A subset of a source, with all its metadata."
+    bad = ()  # bad samples of the source are not in the subset
     def about(self, i): return _about(self.source, self.index[i])
 
 def _about(source, i):  # -> label or None, name
@@ -116,11 +116,11 @@ def _about(source, i):  # -> label or None, name
     except BadSample: return None, str(i)
 
 class Pool:
-    "The images that lists are drawn from: class and name of each, and the features of those that were drawn."
+    "The images that lists are drawn from: class and name of each, and the features of drawn images."
     def __init__(self,
         source,     # any reader
-        index,      # the samples of it that may be drawn
-        table=None, # (K,) the evaluation's class for each of the source's; None: the same classes
+        index,      # indices of the samples that may be drawn
+        table=None, # (K,) maps classes of the source to those of the evaluation; None: the same classes
     ):
         self.source, self.index, self.z = source, index, {}
         labels, self.paths = map(list, zip(*(_about(source, i) for i in index))) if len(index) else ([], [])
@@ -129,12 +129,12 @@ class Pool:
         if table is None: return
         if len(labels) and self.y.max() >= len(table): raise UserError(f'some training samples have a label beyond the {len(table)} class names')
         self.y = torch.cat([table, torch.tensor([-1])])[self.y]
-    def least(self, classes):  # (C,) int64 -> the class with the fewest images, how many
+    def least(self, classes):  # (C,) int64 -> the class with the fewest images, their number
         counts = self.y[self.y >= 0].bincount(minlength=int(classes.max()) + 1)[classes]
         return int(classes[counts.argmin()]), int(counts.min())
 
 # %% ../../nbs/evals/27_low_shot.ipynb #a0818db6
-def _encode(pool, rows, model, config, tested):  # features of some images; those that cannot be used are struck out
+def _encode(pool, rows, model, config, tested):  # features of some images; unusable ones are removed
     f = features(model, Some(pool.source, [pool.index[r] for r in rows]), 0, config.batch, config.workers, backbone(model))
     usable = {rows[i]: z for i, z, digest in zip(f['index'], f['image'], f['digest']) if digest not in tested}
     if twice := sum(d in tested for d in f['digest']): print(f'{twice} training images that were drawn are tested as well: others take their place')
@@ -143,14 +143,14 @@ def _encode(pool, rows, model, config, tested):  # features of some images; thos
 
 def draw_lists(
     pool,     # Pool
-    classes,  # (C,) that must be on each list
+    classes,  # (C,) classes that must be on each list
     ks,       # images of each class
-    draws,    # how many lists for each k
+    draws,    # number of lists for each k
     seed,     # of the draws
-    folder,   # of list files that are read where they exist, and written where not; or ''
-    encode,   # function of a list of numbers: fills pool.z, strikes out what cannot be used
-):  # -> dict: (k, draw) -> list of numbers; only the k that the smallest class has
-    "Draw the lists and encode what is on them."
+    folder,   # of list files: read if they exist, written if not; or ''
+    encode,   # function of a list of indices: fills pool.z, removes unusable images
+):  # -> dict: (k, draw) -> list of indices; only for k up to the size of the smallest class
+    "Draw the lists and encode their images."
     at = lambda k, d: Path(folder)/f'{k}-shot-seed-{seed}-draw-{d}.txt'
     there = {(k, d) for k in ks for d in range(draws) if folder and at(k, d).exists()}
     while True:
@@ -171,7 +171,7 @@ def _numbers(shots, draws):  # '1,2,5' -> [1, 2, 5]
     if draws < 1: raise UserError(f'draws must be 1 or more, given {draws}')
     return sorted({int(k) for k in shots.split(',')})
 
-def _lists_of(pool, y_test, ks, named, draw):  # -> lists, their classes; says which k are left out, and why
+def _lists_of(pool, y_test, ks, named, draw):  # -> lists, their classes; prints which k are left out, and why
     classes = torch.cat([pool.y[pool.y >= 0], y_test]).unique()
     if len(classes) < 2: raise UserError(f'low_shot needs two classes or more to tell apart, and there are {len(classes)}')
     lists = draw(pool, classes, ks)
@@ -183,13 +183,13 @@ def _lists_of(pool, y_test, ks, named, draw):  # -> lists, their classes; says w
 # %% ../../nbs/evals/27_low_shot.ipynb #e6978cb7
 def right_of(
     pool,     # Pool whose drawn images are encoded
-    lists,    # dict: (k, draw) -> list of numbers
-    classes,  # (C,) that the lists hold
+    lists,    # dict: (k, draw) -> list of indices
+    classes,  # (C,) classes of the lists
     x_test,   # (m,D)
     y_test,   # (m,)
-    device,   # where float64 can be computed
-):  # -> dict: k -> (draws,) share of right answers
-    "Accuracy of the classifiers that are fitted to each list."
+    device,   # that supports float64
+):  # -> dict: k -> (draws,) accuracy
+    "Accuracy of the classifiers fitted to each list."
     number = lambda y: torch.searchsorted(classes, y).to(device)
     x_test, right, out = prepared(x_test.to(device)), F.one_hot(number(y_test), len(classes)).bool(), {}
     for (k, _), rows in lists.items():
@@ -215,7 +215,7 @@ def _low_shot(model, config, source, train_data, ks, draws, seed, lists):
         pool = Pool(source, [f['index'][i] for i in half])
         found, classes = _lists_of(pool, f['labels'][test], ks, named, draw)
     if not found: return {}
-    device = device_of(model) if device_of(model).type != 'mps' else 'cpu'  # which has no float64
+    device = device_of(model) if device_of(model).type != 'mps' else 'cpu'  # MPS has no float64
     right, out = right_of(pool, found, classes, f['image'][test], f['labels'][test], device), {}
     for k, v in right.items(): out |= {f'{k}_shot': v.mean().item()} | ({f'{k}_shot_std': v.std().item()} if draws > 1 else {}) | {f'{k}_shot_chance': 1 / len(classes)}
     return out | (dict(from_half=1) if len(test) < len(f['labels']) else {}) | dict(classes=len(classes), n=len(test))
@@ -223,25 +223,25 @@ def _low_shot(model, config, source, train_data, ks, draws, seed, lists):
 @task('low_shot', 'features', 'labels', auto=False)
 def low_shot(
     model,   # Method or Library
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # any reader of labelled images
     *,
     train_data='',      # labelled data that probes are trained on; empty = the run's, or half of the evaluation data
     shots='1,2,5,10',   # training images of each class
-    draws=3,            # lists of training images for each, over which the mean is taken
+    draws=3,            # lists of training images for each; the metric is the mean over them
     seed=0,             # of the draws
-    lists='',           # folder of lists of training images: those that exist are read, the others written; empty = neither
-    crop_pct=0.,        # share of the resized shorter side that is shown, 0.875 in MSN's protocol; 0 = the model's own view
-):  # -> dict: 1_shot, ... with deviation over the draws and chance, classes, n, from_half where it learned from a half of the data
+    lists='',           # folder of lists of training images: existing ones are read, the others written; empty = neither
+    crop_pct=0.,        # centre crop as a share of the resized shorter side, 0.875 in MSN's protocol; 0 = the model's own view
+):  # -> dict: 1_shot, ... with deviation over the draws and chance, classes, n, from_half if trained on a half of the data
     "Logistic regression on the frozen features of a few images of each class."
     with viewing(model, crop_pct): return _low_shot(model, config, source, train_data, _numbers(shots, draws), draws, seed, lists)
 
 # %% ../../nbs/evals/27_low_shot.ipynb #a01b443d
 @styled
 def show_low_shot(
-    results,  # dict: name of a model -> dict as `low_shot` gives it
+    results,  # dict: name of a model -> dict as returned by `low_shot`
 ):  # -> figure
-    "Accuracy against images of each class, a curve for each model."
+    "Plot accuracy against images of each class, a curve for each model."
     fig, ax = plt.subplots(figsize=(3.6, 2.3))
     ks = sorted({int(m[1]) for r in results.values() for f in r if (m := re.fullmatch(r'(\d+)_shot', f))})
     for name, r in results.items():
@@ -263,7 +263,7 @@ def open_list(
     given,  # 'FILE,DATA'
     **kwargs, # of `open_source`: columns of a table
 ):  # -> Source
-    "The samples of data that a list names; what `listed:FILE,DATA` opens."
+    "The samples of a data set that are on a list; the reader of `listed:FILE,DATA`."
     path, comma, spec = given.partition(',')
     if not (path and spec): raise UserError(f'a list is given as listed:FILE,DATA, as listed:lists/5-shot-seed-0-draw-0.txt,imagenet/train; given `listed:{given}`')
     source = open_source(spec, **kwargs)

@@ -1,4 +1,4 @@
-"""How well predicted label maps cover the true ones, counted as mmsegmentation counts, to the last pixel.
+"""Mean intersection over union of predicted label maps from a confusion matrix, pixel for pixel as in mmsegmentation.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/miou.html.md"""
 
@@ -19,7 +19,7 @@ def confusion(
     n,          # classes, 0 to n-1
     ignored=(IGNORED,), # labels of pixels that do not count
 ):  # -> (n,n) int64, rows are true classes, columns predicted ones
-    "Count pixels by their true and their predicted class; raises `UserError` for maps that do not fit each other or the classes."
+    "Confusion matrix of pixels; raises `UserError` for maps that do not match each other or the classes."
     if predicted.shape != truth.shape:
         raise UserError(f'the predicted map is of {"x".join(map(str, predicted.shape))} pixels, the true one of {"x".join(map(str, truth.shape))}')
     counts = torch.zeros(n, n, dtype=torch.long, device=truth.device)
@@ -36,10 +36,10 @@ def confusion(
 # %% ../../nbs/evals/36_miou.ipynb #a2d80b63
 def portions(
     rows,        # iterator over tuples
-    pixels,      # function of a tuple
-    most=2**23,  # pixels of a list, where it has more than one tuple
+    pixels,      # function of a tuple -> number of pixels
+    most=2**23,  # maximum number of pixels of a list with more than one tuple
 ):  # -> iterator over lists
-    "What is read, a few at a time: as many as stay below a number of pixels."
+    "Group rows into lists with at most a given number of pixels."
     kept, n = [], 0
     for row in rows:
         if kept and n + pixels(row) > most:
@@ -49,7 +49,7 @@ def portions(
     if kept: yield kept
 
 # %% ../../nbs/evals/36_miou.ipynb #402ac36b
-def ious(counts):  # (n,n) as `confusion` gives them -> (n,) float64, NaN for a class that is nowhere
+def ious(counts):  # (n,n) from `confusion` -> (n,) float64, NaN for a class that does not occur in either map
     "The intersection over union of each class."
     hit = counts.diag().double()
     return hit / (counts.sum(0) + counts.sum(1) - hit)
@@ -59,11 +59,11 @@ def _means(counts):
     return dict(miou=ious(counts).nanmean().item(), pixel_accuracy=(hit.sum() / counts.sum()).item(), mean_accuracy=(hit / counts.sum(1)).nanmean().item())
 
 # %% ../../nbs/evals/36_miou.ipynb #c85a63c2
-def guessing(counts):  # (n,n) as `confusion` gives them -> (n,n) float64
-    "The counts that are expected where each pixel's class is drawn at random."
+def guessing(counts):  # (n,n) from `confusion` -> (n,n) float64
+    "The expected confusion matrix when each pixel's class is drawn at random."
     return counts.sum(1, keepdim=True).double().expand(counts.shape) / len(counts)
 
-def map_figures(counts):  # (n,n) as `confusion` gives them -> dict
-    "mIoU, pixel accuracy and mean accuracy, each with what guessing gets; raises `UserError` where no pixel counts."
+def map_figures(counts):  # (n,n) from `confusion` -> dict
+    "mIoU, pixel accuracy and mean accuracy, each with chance; raises `UserError` if all pixels are ignored."
     if not counts.any(): raise UserError('no pixel of the label maps is of a class that counts: all are ignored')
     return _means(counts) | {f'{k}_chance': v for k, v in _means(guessing(counts)).items()}

@@ -1,4 +1,4 @@
-"""How much of what the classes need is in the features, without words and without training the encoder.
+"""Accuracy of a linear classifier and of k nearest neighbours on frozen image features.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/probe.html.md"""
 
@@ -37,7 +37,7 @@ def objective(
     y,  # (n,) int64
     c,  # strength of the data against the penalty
 ):  # -> scalar
-    "What a linear classifier minimises."
+    "The objective of the linear classifier."
     return F.cross_entropy(x @ w.T + b, y) + w.square().sum() / (2 * c * len(x))
 
 def fit_linear(
@@ -45,9 +45,9 @@ def fit_linear(
     y,        # (n,) int64
     classes,  # C
     c,        # strength of the data against the penalty
-    start=None,  # (W, b) to begin from
-    steps=200,   # iterations at most
-    bias=True,   # false: b stays as it is, 0
+    start=None,  # (W, b), initial values
+    steps=200,   # maximum number of iterations
+    bias=True,   # false: b stays 0
 ):  # -> W (C,D), b (C,)
     "Logistic regression by L-BFGS."
     w, b = start or (x.new_zeros(classes, x.shape[1]), x.new_zeros(classes))
@@ -65,15 +65,15 @@ def fit_linear(
 # %% ../../nbs/evals/22_probe.ipynb #e6d8e277
 SWEEP = tuple(10.**k for k in range(-5, 4))
 
-def _standardised(x, x_test):  # (n,D), (m,D): both by the mean and deviation of the first
+def _standardised(x, x_test):  # (n,D), (m,D): both standardised by the mean and deviation of the first
     mean, std = x.mean(0), x.std(0) + 1e-6
     return (x - mean) / std, (x_test - mean) / std
 
-def _right(m, x, y):  # (W, b), (n,D), (n,) -> share of right answers
+def _right(m, x, y):  # (W, b), (n,D), (n,) -> accuracy
     w, b = m
     return ((x @ w.T + b).argmax(1) == y).float().mean().item()
 
-def _choose(x, y, classes, sweep):  # -> C, and the classifier that was fitted to the other four fifths with it
+def _choose(x, y, classes, sweep):  # -> C, and the classifier fitted to the other four fifths with it
     part = noise(torch.arange(len(x)), 1)[:, 0].argsort().to(x.device)
     val, fit = part[:max(1, len(x) // 5)], part[max(1, len(x) // 5):]
     found, m = [], None
@@ -92,7 +92,7 @@ def linear_probe(
     classes,       # C
     sweep=SWEEP,   # strengths of the data against the penalty, tried in this order
 ):  # -> top-1, chosen C
-    "Accuracy of a linear classifier whose penalty is chosen on a part of the training set."
+    "Accuracy of a linear classifier whose penalty is chosen on a held-out part of the training set."
     finite(x, 'training features'), finite(x_test, 'test features')
     x, x_test = _standardised(x, x_test)
     c, m = _choose(x, y, classes, sweep)
@@ -103,23 +103,23 @@ def _vote(
     near,    # (m,n) cosines with neighbours, the nearest first
     labels,  # (m,n) int64, their classes
     classes, # C
-    k,       # so many of them vote
+    k,       # number of neighbours that vote
     temperature,  # of the votes' weights
 ):  # -> (m,) predicted labels
     weight, labels = ((near[:, :k] - near[:, :1]) / temperature).double().exp(), labels[:, :k]
-    total = (weight[:, None] * (labels[:, :, None] == labels[:, None])).sum(2)     # (m,k), what each neighbour's class gets
-    return labels.where(total == total.amax(1, keepdim=True), classes).amin(1)     # the first of the classes that get most
+    total = (weight[:, None] * (labels[:, :, None] == labels[:, None])).sum(2)     # (m,k), the total of each neighbour's class
+    return labels.where(total == total.amax(1, keepdim=True), classes).amin(1)     # the first of the classes with the highest total
 
 def knn(
     x,       # (n,D) training features
     y,       # (n,) training labels, int64
     x_test,  # (m,D)
     classes, # C
-    ks=(1, 20),        # so many neighbours vote
+    ks=(1, 20),        # numbers of neighbours that vote
     temperature=0.07,  # of the votes' weights, exp(cosine / temperature)
-    chunk=1024,        # test images at a time, at most
+    chunk=1024,        # maximum number of test images at a time
 ):  # -> dict k -> (m,) predicted labels
-    "Classes by the vote of the nearest training images."
+    "Classify by the vote of the nearest training images."
     finite(x, 'training features'), finite(x_test, 'test features')
     x, out = F.normalize(x, dim=-1), {k: [] for k in ks}
     for part in F.normalize(x_test, dim=-1).split(max(1, min(chunk, 2**26 // len(x)))):  # 256 MB of cosines
@@ -128,7 +128,7 @@ def knn(
     return {k: torch.cat(v) for k, v in out.items()}
 
 # %% ../../nbs/evals/22_probe.ipynb #149e9be8
-def _match(train, source):  # labels of `train` -> labels of `source`, by the names of the classes; None where they do not fit
+def _match(train, source):  # labels of `train` -> labels of `source`, by class name; None where the names do not match
     a, b = (list(getattr(s, 'classes', None) or []) for s in (train, source))
     if not a or not b or not set(b) <= set(a): return None
     if a == b: return torch.arange(len(a))  # also where two classes have one name
@@ -141,8 +141,8 @@ def _new(digest, tested):  # (n,) bool: images that are not tested
     if not new.all(): print(f'{(~new).sum()} of {len(new)} training images of the probe are tested as well and left out of its training')
     return new
 
-def split(f):  # a dict of `features` -> numbers of images to learn from, and of others to be tested on
-    "The two halves of evaluation data, divided by chance, no image in both."
+def split(f):  # a dict of `features` -> indices of training images and of test images
+    "Split evaluation data at random into two halves with no image in both."
     part = noise(torch.arange(len(f['labels'])), 2)[:, 1].argsort()
     a, b = part[:(len(part) + 1) // 2], part[(len(part) + 1) // 2:]
     return a[_new([f['digest'][i] for i in a], [f['digest'][i] for i in b])], b
@@ -155,14 +155,14 @@ def training_data(
     config,      # Config: columns of a table
     source,      # evaluation data, any reader
     train_data,  # labelled data; empty = the run's
-):  # -> its reader and (classes of it,) the evaluation's label of each, -1 where it has none; or None where nothing fits
-    "The labelled data that a probe learns from."
+):  # -> its reader and (its classes,) the evaluation label of each, -1 where there is none; or None where the names do not match
+    "The labelled training data of a probe."
     own = '' if train_data else getattr(getattr(model, 'config', None), 'data', '')
     spec, keys = train_data or own, (config.image_key, config.caption_key, config.label_key)
     try: train = once((spec, *keys), lambda: open_source(spec, *keys)) if spec else None
     except UserError:
         if train_data: raise
-        train = None  # the run's data is elsewhere now
+        train = None  # the run's data is not there
     table = _match(train, source) if train is not None and len(train) else None
     if table is None and train_data: raise UserError(f'`{train_data}` does not have all classes of the evaluation data, so no probe can learn them')
     return train, table
@@ -170,13 +170,13 @@ def training_data(
 # %% ../../nbs/evals/22_probe.ipynb #edb4af0b
 def training_half(
     model,       # Method or Library
-    config,      # Config: batch and workers bound the work
+    config,      # Config: batch and workers are used
     source,      # evaluation data, any reader
-    f,           # dict of `features`: the evaluation data's
+    f,           # dict of `features` of the evaluation data
     train_data,  # labelled data; empty = the run's, or half of the evaluation data
-    n,           # at most so many images of train_data or of the run; 0 = all
+    n,           # maximum number of images of train_data or of the run; 0 = all
 ):  # -> (features, labels) for training, (features, labels) for the test
-    "What a probe is trained and tested on, no image in both."
+    "Training and test features of a probe, no image in both."
     train, table = training_data(model, config, source, train_data)
     if table is None: return _halves(f)
     g = features(model, train, n, config.batch, config.workers, backbone(model))
@@ -194,13 +194,13 @@ def training_half(
 @task('probe', 'features', 'labels')
 def probe(
     model,   # Method or Library
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # any reader of labelled images
     *,
     train_data='',      # labelled data that probes are trained on; empty = the run's, or half of the evaluation data
-    train_samples=5000, # at most so many training images; 0 = all
-    crop_pct=0.,        # share of the resized shorter side that is shown, as 0.875 in the protocols of DINO and MAE; 0 = the model's own view
-):  # -> dict: linear, knn1, knn20 with chance, log10_c chosen, n_train, n, from_half where it learned from a half of the data
+    train_samples=5000, # maximum number of training images; 0 = all
+    crop_pct=0.,        # centre crop as a share of the resized shorter side, 0.875 in the protocols of DINO and MAE; 0 = the model's own view
+):  # -> dict: linear, knn1, knn20 with chance, log10_c chosen, n_train, n, from_half if trained on a half of the data
     "Linear probe and nearest neighbours on frozen features."
     with viewing(model, crop_pct):
         f = features(model, source, config.eval_samples, config.batch, config.workers, backbone(model))

@@ -1,4 +1,4 @@
-"""How far the decoder of RILS gets between saying nothing and saying what the encoder itself would say.
+"""KL divergence of the decoder's predictions in RILS, between a uniform prediction and the encoder's own feature.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/reconstruction.html.md"""
 
@@ -26,7 +26,7 @@ def divergences(
     model, # RILS
     batch, # dict: image, tokens, ids, keys, on the model's device
 ):  # -> Counter: sums over the hidden patches of matched images, and `n`, how many these are
-    "KL(p || q) of four predictions, in nats, and how often two of them name the target's text."
+    "KL(p || q) of four predictions, in nats, and how often two of them agree with the target's most likely text."
     image = batch['image']
     z_i, z_t, f, visible, hidden = model.towers(image, batch['tokens'], batch['keys'])                     # (B,E), (B,E), (B,K,D)
     best = (F.normalize(z_i, dim=-1) @ F.normalize(z_t, dim=-1).T).argmax(1)
@@ -47,12 +47,12 @@ NEEDS['language'] = (lambda model, source: hasattr(model, 'reconstruct'), '`{mod
 @task('reconstruction', 'language', 'captions')
 def reconstruction(
     model,   # RILS
-    config,  # Config: eval_samples bounds the work
+    config,  # Config: eval_samples is used
     source,  # any reader with captions
     *,
-    texts=256,  # of a batch
+    texts=256,  # number of texts in a batch
 ):  # -> dict
-    "How well hidden patches are described in words."
+    "Divergence and agreement of predictions of masked patches in language space."
     n = min(1024, config.eval_samples or 1024, len(source))
     texts, sums = min(texts, n), Counter()
     shown = replace(config, batch=texts, crop=1., flip=False, workers=0)                                    # whole images

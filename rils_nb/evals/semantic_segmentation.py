@@ -1,4 +1,4 @@
-"""How well a model that was trained on label maps names every pixel: in windows that slide over the image, counted as mIoU.
+"""mIoU of a model trained on label maps, with a sliding window over the image.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/semantic_segmentation.html.md"""
 
@@ -29,7 +29,7 @@ def slide(
     image,  # (B,3,H,W)
     window, # side, pixels
     stride, # from one window to the next
-    part=None, # rows and columns that are asked for, as two ranges; None: all
+    part=None, # rows and columns to compute, as two ranges; None: all
 ):  # -> (B,C,h,w) of the part
     "Scores of images of any size, averaged over windows."
     part = part or tuple(map(range, image.shape[-2:]))
@@ -47,16 +47,16 @@ def slide(
 # %% ../../nbs/evals/38_semantic_segmentation.ipynb #a44ef982
 def resize_shorter(
     image, # (...,H,W) uint8
-    side,  # pixels; -1: as it is
+    side,  # pixels; -1: unchanged
 ):  # -> (...,h,w)
-    "An image whose shorter side is as long as asked for; one that is more than four times as long as wide stays smaller."
+    "Resize an image to a given shorter side, or to a longer side of four times that, whichever is smaller."
     h, w = image.shape[-2:]
     if side < 0 or min(h, w) == side and max(h, w) <= 4 * side: return image
     factor = min(side / min(h, w), 4 * side / max(h, w))
     size = [max(1, round(v * factor)) for v in (h, w)]
     return TF.resize(image, size, TF.InterpolationMode.BILINEAR, antialias=True)
 
-def _in_tiles(f, image, window, stride, side):  # (1,3,H,W) -> (1,H,W): the best class, square by square
+def _in_tiles(f, image, window, stride, side):  # (1,3,H,W) -> (1,H,W): the best class, tile by tile
     out = torch.empty(1, *image.shape[-2:], dtype=torch.long)
     for y, x in product(*(range(0, n, side) for n in image.shape[-2:])):
         part = tuple(range(a, min(a + side, n)) for a, n in zip((y, x), image.shape[-2:]))
@@ -66,9 +66,9 @@ def _in_tiles(f, image, window, stride, side):  # (1,3,H,W) -> (1,H,W): the best
 def predicted_maps(
     model,       # with `segment`
     image,       # (B,3,H,W) uint8
-    side=0,      # shorter side to which the image is resized; 0: the model's image size, -1: as it is
+    side=0,      # shorter side to which the image is resized; 0: the model's image size, -1: unchanged
     stride=0,    # from one window to the next; 0: two thirds of a window
-    whole=False, # the image at once, in place of windows
+    whole=False, # the whole image at once, in place of windows
 ):  # -> (B,H,W) int64, on the CPU
     "The class of each pixel, at the image's own size."
     window, checked = model.image_size, lambda scores: finite(scores.float(), f'maps that `{name_of(model)}` gives')
@@ -97,11 +97,11 @@ def _as_it_is(row): return row
 def over_maps(
     predict, # function of (B,3,H,W) uint8 -> (B,H,W)
     source,  # any reader with label maps
-    n=0,     # at most so many samples; 0 = all
-    batch=16, # images of one size that are predicted at a time, at most
-    workers=0, # processes that read
-):  # -> (n,n) int64 as `confusion` gives them, how many images were counted, how many were damaged
-    "Count what is predicted for the images of a source."
+    n=0,     # maximum number of samples; 0 = all
+    batch=16, # maximum number of images of one size predicted at a time
+    workers=0, # worker processes that read
+):  # -> (n,n) int64 from `confusion`, number of images counted, number of damaged ones
+    "Confusion matrix of the predictions for the images of a source."
     index, classes = subset(len(source), n), len(source.semantic_names)
     parts = [range(len(index))[a:a + batch] for a in range(0, len(index), batch)]
     read = iter(DataLoader(_Mapped(source, index), batch_size=None, sampler=[k for part in own_turns(parts) for k in part], collate_fn=_as_it_is, generator=torch.Generator(), **in_workers(workers)))
@@ -129,14 +129,14 @@ NEEDS['same pixel classes'] = (lambda model, source: set(_names(model)) <= set(s
 @task('semantic_segmentation', 'segmenter', 'maps', 'same pixel classes')
 def semantic_segmentation(
     model,   # with `segment`
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # any reader with label maps
     *,
     side=0,     # shorter side of images in pixels; 0 = zeroshot_segmentation: as it is, between the model's own and 16/7 of it; semantic_segmentation: the model's own, -1 = as it is
     stride=0,   # pixels from one window to the next; 0 = two thirds of a window, whose side is the model's image size
-    whole=False, # the image at once, in place of windows
+    whole=False, # the whole image at once, in place of windows
 ):  # -> dict
-    "mIoU of a model's own maps."
+    "mIoU of a model's predicted label maps."
     if side < -1: raise UserError(f'side is the shorter side of images in pixels, 0 for the model\'s own or -1 as it is, given {side}')
     if not 0 <= stride <= model.image_size: raise UserError(f'stride is from 0 to the window\'s side of {model.image_size} pixels, else pixels are left out, given {stride}')
     names = _names(model) or source.semantic_names

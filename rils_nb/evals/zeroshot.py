@@ -1,4 +1,4 @@
-"""Name the classes in words and classify: what contrastive pre-training is best known for.
+"""Classify images by the similarity of their embedding to text embeddings of the class names.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/zeroshot.html.md"""
 
@@ -32,7 +32,7 @@ def classifier(
 def read_names(
     path,   # text file
     n,      # number of classes; 0: it is not known
-    none='', # words about folders of the data that are no classes
+    none='', # text for the error message about folders of the data that are not classes
 ):  # -> list of str
     "Class names of a file, one to a line, in the order of the labels."
     names = load_names(path)
@@ -57,14 +57,14 @@ def _names(source):
     if names := list(getattr(source, 'classes', None) or []): return names
     raise UserError('the data has labels but no class names: give --class_names FILE, one name to a line')
 
-def _no_classes(source):  # in words
+def _no_classes(source):  # -> str for the error message about empty folders
     empty = getattr(source, 'empty_folders', ())
     return f' ({len(empty)} folders without an image are none, e.g. `{empty[0]}`)' if empty else ''
 
 @task('zeroshot', 'text', 'labels')
 def zeroshot(
     model,   # with a text tower
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # any reader of labelled images
     *,
     class_names='',  # text file with class names, one to a line; empty = those of the data

@@ -1,4 +1,4 @@
-"""Two views of a picture, each reduced to what an average of the encoder looks at: more views than CLIP has, for little more time.
+"""Attentive Mask CLIP: two views of an image, each reduced to the patches with the highest attention of an EMA teacher.
 
 Docs: https://rils-nb.github.io/rils_nb/pretraining/aclip.html.md"""
 
@@ -26,12 +26,12 @@ from ..rils import CLIP
 
 # %% ../../nbs/pretraining/64_aclip.ipynb #b0c78a09
 def three_boxes(
-    h,        # height of the picture in pixels
-    w,        # its width
-    smallest, # smallest share of the picture that a view shows
-    key,      # of the draw
+    h,        # height of the image in pixels
+    w,        # width of the image in pixels
+    smallest, # smallest share of the image in a view
+    key,      # random key
 ):  # -> three times (top, left, height, width)
-    "Where two views lie, and a crop around both."
+    "Sample the boxes of two views, and of a crop around both."
     between = lambda low, high: torch.randint(low, high + 1, ()).item()
     with seeded(key):
         a, b = (v2.RandomResizedCrop.get_params(torch.empty(1, h, w), (smallest, 1.), (3/4, 4/3)) for _ in range(2))
@@ -44,16 +44,16 @@ CROPS = 'first', 'second', 'around'
 
 def related(
     config,       # Config: image_size, interpolation
-    name,         # of one of the crops, or `boxes`, which tells where they lie
-    area=(0.5, 1.), # smallest and largest share of the picture that a view shows
+    name,         # of one of the crops, or `boxes` for their positions
+    area=(0.5, 1.), # smallest and largest share of the image in a view
     jitter=(0.4, 0.4, 0.2, 0.1), # of brightness, contrast, saturation and hue
-    jittered=0.8, # how often a view's colours are changed
-    grey=0.2,     # how often they are taken away
-    blurred=0.1,  # how often a view is blurred
-    blur=(0.1, 2.), # smallest and largest deviation of the blur, in pixels of a picture of 224
-    solarised=0.2,  # how often light pixels are inverted
-):  # -> function of sample, key that gives (3,S,S) uint8, or (3,4) boxes
-    "One of three crops of a picture that know of each other."
+    jittered=0.8, # probability of colour jitter
+    grey=0.2,     # probability of greyscale
+    blurred=0.1,  # probability of blur
+    blur=(0.1, 2.), # smallest and largest sigma of the blur, in pixels of an image of 224
+    solarised=0.2,  # probability of solarisation
+):  # -> function of sample, key -> (3,S,S) uint8, or (3,4) boxes
+    "One of three crops of an image that are drawn together."
     size = config.image_size
     sigma = [max(1e-3, s * size / 224) for s in blur]
     colours = v2.Compose([v2.RandomApply([v2.ColorJitter(*jitter)], jittered), v2.RandomGrayscale(grey),
@@ -71,9 +71,9 @@ def related(
 def seen_from(
     scores, # (B,N) of the patches of one crop
     around, # (B,4) top, left, height, width of that crop
-    view,   # (B,4) of another one
+    view,   # (B,4) of another crop
 ):  # -> (B,N) scores of the other crop's patches
-    "Scores of patches where another crop has its patches."
+    "Sample the patch scores of one crop at the patches of another."
     side = math.isqrt(scores.shape[1])
     around, view = around.to(scores.dtype), view.to(scores.dtype)
     at = (torch.arange(side, device=view.device, dtype=scores.dtype) + 0.5) / side
@@ -84,10 +84,10 @@ def seen_from(
 # %% ../../nbs/pretraining/64_aclip.ipynb #51662ca4
 def most_seen(
     scores, # (B,N), of a square grid
-    keep,   # share of the blocks that is kept
+    keep,   # share of the blocks to keep
     block,  # side of a block in patches; must divide the grid's
-):  # -> (B,V) indices of the patches that are kept, ascending
-    "The patches of the blocks that have the highest scores."
+):  # -> (B,V) indices of the kept patches, ascending
+    "Select the patches of the blocks with the highest scores."
     n = math.isqrt(scores.shape[1]) // block                                             # blocks along a side
     means = F.avg_pool2d(scores.unflatten(1, (1, n * block, n * block)), block).flatten(1)  # (B,n*n)
     best = means.topk(math.ceil(n * n * keep - 1e-9)).indices
@@ -97,22 +97,22 @@ def most_seen(
 # %% ../../nbs/pretraining/64_aclip.ipynb #2db25496
 @METHODS.register('aclip')
 class ACLIP(TwoViews, CLIP):
-    "Attentive mask CLIP (Yang et al., ICCV 2023): two views, each reduced to what an average of the encoder looks at."
+    "Attentive mask CLIP (Yang et al., ICCV 2023): two views, each reduced to the patches with the highest attention of an EMA teacher."
     views, one_pairing = ('tokens',), False
     def __init__(self, config, *,
         keep=0.5,            # share of the patches that a view keeps
         block=2,             # side of the blocks that are kept or dropped, in patches
-        attentive=True,      # keep what the average looks at; false: blocks at random
-        look_blocks=0,       # how many of the last blocks' attention is averaged; 0: all
-        ssl_weight=1.0,      # of SimCLR's loss beside CLIP's
-        byol_weight=2.0,     # of BYOL's loss beside CLIP's
-        average_decay=0.996, # beta of the average at the beginning
+        attentive=True,      # keep the blocks with the highest attention of the EMA teacher; false: random blocks
+        look_blocks=0,       # average the attention of this many last blocks; 0: all
+        ssl_weight=1.0,      # weight of SimCLR's loss
+        byol_weight=2.0,     # weight of BYOL's loss
+        average_decay=0.996, # beta, momentum of the EMA teacher at the beginning
         average_end=1.0,     # beta at the end of the run, reached along a cosine
-        head_hidden=4096,    # width of the heads that are compared
-        head_dim=256,        # width of what they give
-        smallest=0.5,        # smallest share of the picture that a view shows
-        blurred=0.1,         # how often a view is blurred
-        solarised=0.2,       # how often its light pixels are inverted
+        head_hidden=4096,    # hidden width of the projection heads
+        head_dim=256,        # width of their output
+        smallest=0.5,        # smallest share of the image in a view
+        blurred=0.1,         # probability of blur
+        solarised=0.2,       # probability of solarisation
         **more,
     ):
         super().__init__(config, head_hidden=head_hidden, head_dim=head_dim, smallest=smallest, blurred=blurred, **more)
@@ -132,9 +132,9 @@ class ACLIP(TwoViews, CLIP):
 @patch
 @torch.no_grad()
 def look(self:ACLIP, around):  # (B,3,H,W) uint8 -> (B,N), (B,D)
-    "How much the average looks at each patch of a picture, and its feature."
+    "The EMA teacher's mean attention to each patch of an image, and its feature of the image."
     v, looks = self.average.copy, []
-    v.compiled = False                                                                   # each new hook would be compiled anew
+    v.compiled = False                                                                   # each new hook would be recompiled
     hear = lambda attn, args: looks.append(attention_to_patches(attn, args[0], v.n_patches, class_token=v.trunk.global_pool == 'token'))
     with ExitStack() as ears:
         for block in v.trunk.blocks[-self.look_blocks:]: ears.callback(block.attn.register_forward_pre_hook(hear).remove)  # -0: all
@@ -156,14 +156,14 @@ def towers(self:ACLIP, first, second, tokens, kept_first, kept_second, words=Non
 
 @patch
 def distance(self:ACLIP, a, b, c):  # (B,D) each -> scalar
-    "BYOL's loss: both views against what the average sees around them."
+    "BYOL's loss of both views and the EMA teacher's crop around them."
     p = self.predictor(self.byol(torch.cat([a, b]))).chunk(2)
     with torch.no_grad(): t = self.average_byol.copy(c)
     return feature_distance(torch.stack(p, 1), t[:, None]).mean()
 
 @patch
 def forward(self:ACLIP, batch):  # dict -> dict
-    "The losses of a batch: contrastive, between the two views, and against the average."
+    "The losses of a batch: contrastive, SimCLR's between the two views, and BYOL's against the EMA teacher."
     self.progress = batch.get('progress', 0.)
     looks, c = self.in_parts(self.look, batch['around'])
     kept = self.shown(looks, batch['boxes'], batch['keys'])

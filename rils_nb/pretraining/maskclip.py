@@ -1,4 +1,4 @@
-"""CLIP whose image encoder also guesses what a slow copy of itself sees in hidden patches, and whose text encoder guesses hidden words.
+"""CLIP with masked self-distillation: the image encoder predicts an EMA teacher's features of masked patches, and the text encoder masked words.
 
 Docs: https://rils-nb.github.io/rils_nb/pretraining/maskclip.html.md"""
 
@@ -42,10 +42,10 @@ def codeword_loss(
 
 def in_chunks(
     f,      # function of some of the rows -> scalar
-    width,  # numbers that a row needs
+    width,  # numbers stored per row
     *rows,  # each (R,...)
 ):  # -> scalar
-    "Sum of `f` over chunks of rows; if there are several, each is computed again in the backward pass."
+    "Sum of `f` over chunks of rows; if there are several, each is recomputed in the backward pass."
     n = max(1, 2**24 // width)
     if len(rows[0]) <= n: return f(*rows)
     return sum(recompute(f, *r) for r in zip(*(x.split(n) for x in rows)))
@@ -54,9 +54,9 @@ def in_chunks(
 def hidden_words(
     tokens, # (B,L) captions, from the start to the end token
     keys,   # (B,) int64, one for each sample
-    ratio,  # share of hidden tokens
+    ratio,  # share of masked tokens
 ):  # -> (B,L) bool
-    "Which tokens of each caption are hidden: a share of those between start and end, drawn by its key, at least one."
+    "Sample the masked tokens of each caption: a share of those between start and end, drawn by its key, at least one."
     place = torch.arange(tokens.shape[1], device=tokens.device)
     word = (place > 0) & (place < tokens.argmax(1)[:, None])
     n = word.sum(1)
@@ -65,15 +65,15 @@ def hidden_words(
 
 # %% ../../nbs/pretraining/62_maskclip.ipynb #ed1ed1ac
 class WordBlock(TextBlock):
-    "The text encoder's block with attention both ways."
+    "The text encoder's block with bidirectional attention."
     causal = False
 
 class WordDecoder(nn.Module, Stack):
-    "Turns the text encoder's features into guesses of hidden words, which are compared with the embeddings of the vocabulary."
+    "Decoder of masked words: predicts token embeddings from the text encoder's features."
     def __init__(self,
         width,      # of the text encoder
         heads,      # attention heads
-        depth,      # blocks; 0: guesses are read off the encoder's features
+        depth,      # blocks; 0: words are predicted from the encoder's features
         vocabulary, # number of tokens
     ):
         super().__init__()
@@ -92,24 +92,24 @@ class WordDecoder(nn.Module, Stack):
 class MaskCLIP(Joint):
     "Masked self-distillation beside contrastive learning (Dong et al., CVPR 2023)."
     def __init__(self, config, *,
-        features=True,        # predict features of the hidden patches; false: their pixels, as MAE
-        ema=True,             # the teacher is a slow average of the encoder; false: the encoder itself, without a gradient
-        mlm=True,             # guess hidden words as well
-        contrastive_weight=2.0, # of the mean of both directions: 2 is their sum, as in Eq. 8
+        features=True,        # predict features of the masked patches; false: their pixels, as in MAE
+        ema=True,             # the teacher is an EMA of the encoder; false: the encoder itself, without a gradient
+        mlm=True,             # predict masked words as well
+        contrastive_weight=2.0, # weight of the mean of both directions: 2 is their sum, as in Eq. 8
         recon_weight=0.05,    # lambda of Eq. 8
         mlm_weight=0.05,      # beta of Eq. 8
-        codewords=8192,       # K, in which features are told; 0: the distance of normalised features, as MILAN's
+        codewords=8192,       # K, number of codewords; 0: the distance of normalised features, as in MILAN
         tau_pred=0.1,         # temperature of the prediction q
         tau_target=0.04,      # temperature of the target p
-        centre_decay=0.9,     # share of the centre m that stays at each step
-        average_decay=0.999,  # share of the average that stays at each step, at the beginning of the run
-        average_decay_end=0.9999, # and at its end
+        centre_decay=0.9,     # momentum of the centre m
+        average_decay=0.999,  # momentum of the EMA teacher at the beginning of the run
+        average_decay_end=0.9999, # momentum of the EMA teacher at the end
         decoder='mae',        # or prompting, MILAN's
         decoder_width=0,      # width of the decoder; 0: that of the encoder
-        decoder_depth=1,      # its blocks
-        decoder_heads=0,      # its attention heads; 0: one for 64 channels
-        mlm_ratio=0.2,        # share of hidden words
-        mlm_depth=4,          # blocks of the decoder for words; 0: guesses are read off the text encoder
+        decoder_depth=1,      # number of its blocks
+        decoder_heads=0,      # number of its attention heads; 0: one per 64 channels
+        mlm_ratio=0.2,        # share of masked words
+        mlm_depth=4,          # blocks of the word decoder; 0: words are predicted from the text encoder's features
         **more,
     ):
         super().__init__(config, contrastive_weight=contrastive_weight, recon_weight=recon_weight, **more)
@@ -133,7 +133,7 @@ class MaskCLIP(Joint):
 # %% ../../nbs/pretraining/62_maskclip.ipynb #3d604913
 @patch
 def teacher_of(self:MaskCLIP, name):  # visual or quantizer -> module
-    "What gives the targets: the slow average, or the module itself."
+    "The teacher module: the EMA copy, or the module itself."
     return self.momentum[name].copy if self.momentum else getattr(self, name)
 
 @patch
@@ -143,7 +143,7 @@ def distil(self:MaskCLIP,
     full,    # (B,1+N,D) its features of all of them
     mask,    # Mask
 ):  # -> (B,) losses, whose mean counts; (B,D) mean targets
-    "What the decoder says of the hidden patches against what the teacher sees there."
+    "Distillation loss of the decoder's predictions for masked patches and the teacher's features."
     if not self.features: return Pixels.pixels(self, self.visual.normalise(image), seen, mask), full[:, 0].detach()
     with torch.no_grad():
         teacher = self.teacher_of('visual')
@@ -161,13 +161,13 @@ def distil(self:MaskCLIP,
 def guess(self:MaskCLIP,
     tokens,     # (B,L)
     keys,       # (B,)
-    words=None, # how many tokens are real; where that is known, a GPU need not be waited for
-):  # -> (1,) sum of the losses; (1,) hidden words
-    "How well the hidden words are guessed."
+    words=None, # number of real tokens; if given, no synchronisation with the GPU is needed
+):  # -> (1,) sum of the losses; (1,) number of masked words
+    "Loss of the masked words."
     begin_pass(self.text)
     t, d, hidden, row = self.text, self.text_decoder, hidden_words(tokens, keys, self.mlm_ratio), make_row(tokens, words)
     real, gone = row.collect(tokens), row.collect(hidden)                            # (T,)
-    at = gone.nonzero()[:, 0]                                                        # (K,) where the hidden words stand in the row
+    at = gone.nonzero()[:, 0]                                                        # (K,) positions of the masked words in the row
     x = t.embed(torch.where(gone[:, None], d.mask_token, t.token_embedding(real)), row)
     *blocks, last = t.transformer.resblocks
     for block in blocks: x = t.run(block, x, row)
@@ -180,7 +180,7 @@ def guess(self:MaskCLIP,
 # %% ../../nbs/pretraining/62_maskclip.ipynb #aa8bb278
 @patch
 def towers(self:MaskCLIP, image, tokens, keys, words=None):  # -> (B,E), (B,E), (B,), (B,D) and, with mlm, (1,), (1,)
-    "Both embeddings and what `distil` and `guess` give."
+    "Both embeddings and the outputs of `distil` and `guess`."
     v, mask = self.visual, self.mask(keys, image)
     full, seen = v.encode_both(v.patches(image), mask.visible)
     z_i, z_t = v.project(v.pool(full)), self.text(tokens, words)
@@ -188,7 +188,7 @@ def towers(self:MaskCLIP, image, tokens, keys, words=None):  # -> (B,E), (B,E), 
 
 @patch
 def forward(self:MaskCLIP, batch):  # dict -> dict
-    "The losses of a batch: contrastive, distillation of hidden patches, hidden words."
+    "The losses of a batch: contrastive, distillation of masked patches, masked words."
     z_i, z_t, recon, seen, *guessed = self.in_parts(self.towers, batch['image'], batch['tokens'], batch['keys'], words=batch.get('words'))
     (contra, hit), recon = self.compare(z_i, z_t, batch), recon.mean()
     self.progress, self.seen = batch.get('progress', 0.), summed(seen.detach().mean(0)) / world()[1] if self.quantizer else None

@@ -1,4 +1,4 @@
-"""Two views of a picture find each other among the views of all other pictures; and the same beside captions.
+"""Contrastive learning of two augmented views of an image (SimCLR), and the same combined with CLIP (SLIP).
 
 Docs: https://rils-nb.github.io/rils_nb/pretraining/simclr.html.md"""
 
@@ -22,7 +22,7 @@ from ..rils import CLIP
 
 # %% ../../nbs/pretraining/60_simclr.ipynb #0bcd2828
 class BatchNorm(nn.Module):
-    "Batch normalisation with the statistics of all processes' batch, in training and afterwards."
+    "Batch normalisation with the statistics of the global batch, in training and evaluation."
     def __init__(self, width, eps=1e-5):
         super().__init__()
         self.weight, self.bias, self.eps = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width)), eps
@@ -37,11 +37,11 @@ class BatchNorm(nn.Module):
 def projector(
     dim_in,  # D
     hidden,  # width of the inner layers
-    dim_out, # width of what is compared
-    layers=3,  # linear ones
-    bias=True, # whether they have one
+    dim_out, # width of the output
+    layers=3,  # number of linear layers
+    bias=True, # linear layers have a bias
 ):  # -> module
-    "SLIP's projection: linear layers with batch normalisation between them."
+    "SLIP's projection head: linear layers with batch normalisation between them."
     inner = [m for d in [dim_in, *[hidden] * (layers - 2)] for m in (nn.Linear(d, hidden, bias), BatchNorm(hidden), nn.ReLU())]
     return nn.Sequential(*inner, nn.Linear(hidden, dim_out, bias))
 
@@ -52,11 +52,11 @@ def nt_xent(
     b,   # (B,E) of the second views
     tau=0.1,  # temperature
 ):  # -> scalar
-    "SimCLR's loss of two views over the batch of all processes."
+    "SimCLR's loss of two views over the global batch."
     a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
     all_a, all_b = gather(torch.stack([a, b], 1)).unbind(1)              # (G,E) each
     own = torch.arange(len(a), device=a.device) + world()[0] * len(a)
-    def one(x, others, same):                                            # rows of one view: its partner is among `others`
+    def one(x, others, same):                                            # rows of one view: its positive is among `others`
         logits = torch.cat([x @ others.T, (x @ same.T).scatter(1, own[:, None], -torch.inf)], 1) / tau   # (B,2G)
         return F.cross_entropy(logits, own)
     return (one(a, all_b, all_a) + one(b, all_a, all_b)) / 2
@@ -65,13 +65,13 @@ def nt_xent(
 class TwoViews:
     "SimCLR's loss on two augmented views, for methods of any kind."
     def __init__(self, config, *,
-        head_hidden=4096,  # width of the head that is compared
-        head_dim=256,      # width of what it gives
-        tau=0.1,           # temperature of the comparison
-        smallest=0.08,     # smallest share of the picture that a view shows
-        jittered=0.8,      # how often a view's colours are changed
-        grey=0.2,          # how often they are taken away
-        blurred=0.5,       # how often a view is blurred
+        head_hidden=4096,  # hidden width of the projection head
+        head_dim=256,      # width of its output
+        tau=0.1,           # temperature of the loss
+        smallest=0.08,     # smallest share of the image in a view
+        jittered=0.8,      # probability of colour jitter
+        grey=0.2,          # probability of greyscale
+        blurred=0.5,       # probability of blur
         **more,
     ):
         super().__init__(config, **more)
@@ -80,13 +80,13 @@ class TwoViews:
         self.views = dict.fromkeys(self.views) | {name: partial(augmented, name=name, **strong) for name in ('first', 'second')}
         self.strong, self.projector, self.tau = strong, projector(self.visual.width, head_hidden, head_dim), tau
 
-    def features_of(self, first, second, *visible):  # (B,3,H,W) each, and (B,V) each where not all patches are seen -> (B,D) each
+    def features_of(self, first, second, *visible):  # (B,3,H,W) each, and (B,V) each if some patches are masked -> (B,D) each
         "The encoder's mean feature of both views."
         x = self.visual.patches(torch.cat([first, second]))
         return self.visual.pool(self.visual.encode(x, torch.cat(visible) if visible else None)).chunk(2)
 
     def compare_views(self, a, b):  # (B,D) each -> scalar
-        "The loss of two views' features."
+        "The loss of the features of two views."
         a, b = self.projector(torch.cat([a, b])).chunk(2)
         return nt_xent(a, b, self.tau)
 
@@ -101,9 +101,9 @@ class SimCLR(TwoViews, Method):
 
 @METHODS.register('slip')
 class SLIP(TwoViews, CLIP):
-    "Self-supervision meets language-image pre-training (Mu et al.): CLIP and SimCLR on two views more."
+    "Self-supervision meets language-image pre-training (Mu et al.): CLIP, and SimCLR on two more views."
     def __init__(self, config, *,
-        ssl_weight=1.0,  # of SimCLR's loss beside CLIP's
+        ssl_weight=1.0,  # weight of SimCLR's loss
         **more,
     ):
         super().__init__(config, **more)
