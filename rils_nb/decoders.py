@@ -28,16 +28,21 @@ class DecoderBlock(Block):
         choice=None,  # (B,M) which of them each image puts behind its own
         prompts=None, # (B,P,D) keys and values that stand before all, as they are
     ):  # -> (B,m,D)
-        attn, qkv = self.attn, self.attn.qkv(self.norm1(x))
-        if shared is not None:
-            pick = lambda table: F.embedding(choice, table.flatten(0, 1))               # (1,N,.) -> (B,M,.)
-            qkv = torch.cat([qkv, pick(attn.qkv(self.norm1(shared)))], 1)
+        attn, project = self.attn, lambda t: self.attn.qkv(self.norm1(t))
+        if shared is None: qkv = project(x)
+        else:
+            if attn.qkv.weight.dtype == x.dtype: qkv, table = project(x), project(shared)
+            else:                                                                       # a copy in bf16: one product for both
+                qkv, table = project(torch.cat([x.flatten(0, 1), shared.flatten(0, 1)])).split([x.shape[:2].numel(), shared.shape[1]])
+                qkv = qkv.unflatten(0, x.shape[:2])
+            pick = lambda table: F.embedding(choice, table.view(-1, table.shape[-1]))   # ([1,]N,.) -> (B,M,.)
+            qkv = torch.cat([qkv, pick(table)], 1)
             x = pick(shared) if m == choice.shape[1] else torch.cat([x, pick(shared)], 1)
         q, k, v = split_heads(qkv, attn.num_heads)
         if prompts is not None:
             own = lambda dtype: prompts.to(dtype).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B,heads,P,D/heads)
             k, v = (torch.cat([own(t.dtype), t], 2) for t in (k, v))
-        if m: x, q = x[:, -m:], q[:, :, -m:]
+        if m: x, q = x if m == x.shape[1] else x[:, -m:], q[:, :, -m:]
         return finish_block(x, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), attn.proj, self.norm2, self.mlp)
 
 # %% ../nbs/10_decoders.ipynb #eb9f107b
