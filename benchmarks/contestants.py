@@ -1,6 +1,7 @@
 """Who takes part in benchmarks/step.py and benchmarks/operations.py: methods of this package, open_clip's CLIP and models of checkouts, each with a batch."""
 import contextlib, importlib, sys
 from dataclasses import replace
+from functools import cache
 
 import open_clip
 import torch
@@ -45,9 +46,10 @@ def make_ours(
     **fields, # of Config
 ):  # -> Method
     "A method of this package."
+    @cache  # a step makes no operation of it
+    def matched(n, device): return torch.arange(n, device=device) < round(float(share) * n)
     class Given(RILS):
-        def compare(self, z_i, z_t, batch):
-            return super().compare(z_i, z_t, batch)[0], torch.arange(len(z_i), device=z_i.device) < round(float(share) * len(z_i))
+        def compare(self, z_i, z_t, batch): return super().compare(z_i, z_t, batch)[0], matched(len(z_i), z_i.device)
     method, at, share = name.removesuffix('+compile').partition('@')
     timm_name = SIZES[fields['size']].timm
     opts = f'teacher=timm:{timm_name},teacher_width={_width(timm_name)}' if method == 'milan' else ''

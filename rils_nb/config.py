@@ -60,7 +60,7 @@ class Config:
     processes:int=0           # how many processes there must be; 0 = as many as were started
     accum:int=1               # parts in which each process works through its share of the batch; exact, saves memory
     checkpointing:bool=False  # recompute activations in the backward pass: far less memory, a third more time
-    compile:bool=False        # compile the blocks of the encoders
+    compile:str='auto'        # compile the blocks of the encoders: true, false, or auto: on a GPU, in runs of 500 steps or more
     reduce:str='float32'      # precision in which gradients are summed over processes: float32 or bf16
     # what is kept and shown
     out:str=''                # run folder; empty = runs/ and the name of the recipe, or of the method where there is none
@@ -75,7 +75,10 @@ class Config:
     eval_samples:int=2000     # at most so many samples are evaluated; 0 = all
     track:str=''              # experiment trackers: tensorboard, wandb
 
-    def __post_init__(self): check(self)
+    def __post_init__(self):
+        word = str(self.compile).lower()  # a bool in runs from before `auto`
+        object.__setattr__(self, 'compile', {'1': 'true', 'yes': 'true', '0': 'false', 'no': 'false'}.get(word, word))
+        check(self)
 
 # %% ../nbs/01_config.ipynb #1335950e
 def field_help():  # -> dict: field name -> its comment
@@ -92,6 +95,7 @@ RULES = dict(
     batch=_positive, epochs=_at_least_0, steps=_at_least_0, lr=_positive, min_lr=_at_least_0, warmup=_below_1, weight_decay=_at_least_0,
     beta1=_below_1, beta2=_below_1, eps=_positive, clip_grad=_at_least_0, processes=_at_least_0, log_every=_positive, save_every=_positive,
     keep=_positive, accum=_positive, ema=_below_1, eval_every=_at_least_0, eval_samples=_at_least_0,
+    compile=('must be auto, true or false', lambda v: v in ('auto', 'true', 'false')),
     precision=('must be auto, bf16 or float32', lambda v: v in ('auto', 'bf16', 'float32')),
     interpolation=('must be bicubic or bilinear', lambda v: v in ('bicubic', 'bilinear')),
     schedule=('must be cosine, linear or steps', lambda v: v in ('cosine', 'linear', 'steps')),
@@ -235,7 +239,7 @@ def parser(prog='rils-train'):  # -> argparse.ArgumentParser
     p.add_argument('recipe', nargs='?', default='shapes', help='name of a recipe, or the config.json of another run')
     words = field_help()
     for f in dataclasses.fields(Config):
-        kw = dict(nargs='?', const='true') if f.type is bool else {}
+        kw = dict(nargs='?', const='true') if f.type is bool or f.name == 'compile' else {}  # the flag alone means true
         p.add_argument(f'--{f.name}', metavar=f.type.__name__, help=words[f.name].replace('%', '%%'), **kw)
     return p
 

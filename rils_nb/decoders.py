@@ -29,17 +29,22 @@ class DecoderBlock(Block):
         prompts=None, # (B,P,D) keys and values that stand before all
         project=False,# put the prompts through the keys' and values' weights; else they stand there as they are
     ):  # -> (B,m,D)
-        attn, qkv = self.attn, self.attn.qkv(self.norm1(x))
-        if shared is not None:
-            pick = lambda table: F.embedding(choice, table.flatten(0, 1))               # (1,N,.) -> (B,M,.)
-            qkv = torch.cat([qkv, pick(attn.qkv(self.norm1(shared)))], 1)
+        attn, to_qkv = self.attn, lambda t: self.attn.qkv(self.norm1(t))
+        if shared is None: qkv = to_qkv(x)
+        else:
+            if attn.qkv.weight.dtype == x.dtype: qkv, table = to_qkv(x), to_qkv(shared)
+            else:                                                                       # a copy in bf16: one product for both
+                qkv, table = to_qkv(torch.cat([x.flatten(0, 1), shared.flatten(0, 1)])).split([x.shape[:2].numel(), shared.shape[1]])
+                qkv = qkv.unflatten(0, x.shape[:2])
+            pick = lambda table: F.embedding(choice, table.view(-1, table.shape[-1]))   # ([1,]N,.) -> (B,M,.)
+            qkv = torch.cat([qkv, pick(table)], 1)
             x = pick(shared) if m == choice.shape[1] else torch.cat([x, pick(shared)], 1)
         q, k, v = split_heads(qkv, attn.num_heads)
         if prompts is not None:
             both = F.linear(prompts, *(w[prompts.shape[-1]:] for w in (attn.qkv.weight, attn.qkv.bias))).chunk(2, -1) if project else (prompts, prompts)
             own = lambda p, dtype: p.to(dtype).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)     # (B,heads,P,D/heads)
             k, v = (torch.cat([own(p, t.dtype), t], 2) for p, t in zip(both, (k, v)))
-        if m: x, q = x[:, -m:], q[:, :, -m:]
+        if m: x, q = x if m == x.shape[1] else x[:, -m:], q[:, :, -m:]
         return finish_block(x, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), attn.proj, self.norm2, self.mlp)
 
 # %% ../nbs/10_decoders.ipynb #eb9f107b

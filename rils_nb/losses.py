@@ -176,6 +176,7 @@ def global_mean(
     rows,   # how many rows that is, int or tensor
 ):  # -> scalar
     "This process's share of a mean over the rows of all processes: the average over processes is the mean; 0 without rows."
+    if world()[1] == 1 and not torch.is_tensor(rows): return total / max(rows, 1)
     n = all_sum(rows.to(total.dtype, copy=True) if torch.is_tensor(rows) else total.new_full((), rows))  # a number is not copied to a GPU, which would wait
     return total * world()[1] / n.clamp(min=1)
 

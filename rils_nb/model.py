@@ -205,6 +205,7 @@ class ImageEncoder(nn.Module, Stack):
 
     def project(self, x):  # (...,D) -> (...,E)
         "theta, the projection to the joint space; the identity for a method without one."
+        begin_pass(self.head)
         return self.head(x)
 
 # %% ../nbs/09_model.ipynb #0c35a947

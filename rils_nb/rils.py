@@ -22,6 +22,7 @@ from .processes import gather
 from .tokens import tokenize
 from .masking import Mask, take
 from .weights import is_casting
+from .passes import TwoPasses
 from .model import SIZES, TextEncoder, attention_to_patches, overheard
 from .decoders import DECODERS
 from .losses import contrastive, global_mean, language_kl, matched, normalise_pair, patchify, pixel_reconstruction, sigmoid_contrastive
@@ -208,11 +209,11 @@ class RILS(Joint):
 
 # %% ../nbs/13_rils.ipynb #ac15f0e0
 @patch
-def towers(self:RILS, image, tokens, keys, words=None, embedded=None):  # (B,3,H,W) uint8, (B,L), (B,), int, (B,1+N,D) what goes into the first block, if that is known -> (B,E), (B,E), (B,K,D), (B,V), (B,M)
+def towers(self:RILS, image, tokens, keys, words=None, passes=None):  # (B,3,H,W) uint8, (B,L), (B,), int, TwoPasses if they are joined -> (B,E), (B,E), (B,K,D), (B,V), (B,M)
     "Both embeddings, the features f of the patches that are asked for, without a gradient, and the mask."
     v, last = self.visual, self.visual.trunk.blocks[-1]
     with overheard(last.attn, self.look) if self.asks_scores else nullcontext() as looks, overheard(last) if self.local_targets else nullcontext() as entered:
-        x = v.run_blocks(v.tokens(v.patches(image)) if embedded is None else embedded)  # (B,1+N,D)
+        x = passes.first() if passes else v.run_blocks(v.tokens(v.patches(image)))  # (B,1+N,D)
     mask = self.mask(keys, image, looks and looks[0])
     f = self.targets(image, x, entered)                                             # (B,N,D)
     z_i, z_t = v.project(v.pool(x)), self.text(tokens, words)
@@ -262,11 +263,11 @@ def target_theta(self:RILS, f):  # (...,D) -> (...,E), without a gradient
 def forward(self:RILS, batch):  # dict -> dict
     "Contrastive loss and reconstruction in language space of a batch (Eq. 10)."
     image, v = batch['image'], self.visual
-    embedded = v.tokens(v.patches(image)) if self.config.accum == 1 else None                 # parts do that themselves
-    z_i, z_t, f, visible, hidden = self.in_parts(self.towers, image, batch['tokens'], batch['keys'], words=batch.get('words'), embedded=embedded)
+    passes = TwoPasses(v, v.tokens(v.patches(image))) if is_casting() and self.config.accum == 1 else None
+    z_i, z_t, f, visible, hidden = self.in_parts(self.towers, image, batch['tokens'], batch['keys'], words=batch.get('words'), passes=passes)
     contra, hit = self.compare(z_i, z_t, batch)
     shown = torch.ones_like(hit) if self.every_image else hit
-    recon, agree = self.reconstruct(image, f, z_t, shown, Mask(visible, hidden), embedded)
+    recon, agree = self.reconstruct(image, f, z_t, shown, Mask(visible, hidden), passes)
     return self.parts(self.both(contra, recon, batch), hit, contrastive=contra, reconstruction=recon, agreement=agree)
 
 @patch
@@ -299,15 +300,14 @@ def reconstruct(self:RILS,
     z_t,   # (B,E) text embeddings of this process
     hit,   # (B,) bool, images that are reconstructed
     mask,  # Mask of the B images
-    embedded=None, # (B,1+N,D) what went into the first block; under autocast the second pass takes its tokens from there
+    passes=None, # TwoPasses; under autocast the second pass takes its tokens from the first
 ):  # -> scalar, and the share of patches whose likeliest text is the target's
     "Reconstruction in language space (Eq. 7-9), averaged over all processes."
     (rows, n), v, z = self.rows_of(hit), self.visual, getattr(self, 'prototypes', None)
     mask = mask[rows]
     if z is None: z = gather(z_t if self.prototype_grad else z_t.detach())                    # (G,E)
     def encode(rows, visible):  # -> (b,1+V,D)
-        if embedded is None or not is_casting(): return v.encode(v.patches(image[rows]), visible)
-        return v.run_blocks(embedded[rows[:, None], F.pad(visible + 1, (1, 0))])               # the class token and the visible patches
+        return passes.second(rows, F.pad(visible + 1, (1, 0))) if passes else v.encode(v.patches(image[rows]), visible)  # the class token, visible patches
     def kl(rows, f, visible, hidden, counts=None):  # of some of the images -> (1,2)
         g = self.decoder(encode(rows, visible), Mask(visible, hidden), self.visible_patches)
         g, f = v.project(torch.cat(g, 1) if self.visible_patches else g), self.target_theta(f)  # (b,K,E)

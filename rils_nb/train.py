@@ -28,13 +28,13 @@ from .config import lower_is_better, parse, to_json
 from .processes import all_sum, by_itself, dividing, gathered, in_words, of_main, same_everywhere, together, world
 from .readers import open_source
 from .loader import loader
-from .methods import completed, make
+from .methods import choose_compiled, completed, make, stacks
 from .optim import Average, BAD_STEPS, grad_size, lr_at, optimizer_of, unusable
 from .runs import (EMA, WEIGHTS, bad_kinds, check_whole, claim, load, note_bad, order_of, precision_of, read_tensors, restore,
     snapshot, tidy)
 from .saver import Saver, best_of
 from .starts import find_teacher, start_from
-from .machine import fresh_accelerator, start
+from .machine import fresh_accelerator, limit_threads, start
 from .viz import curves
 from .stops import Stop
 from .progress import Progress, and_longer, describe, length
@@ -77,7 +77,7 @@ class Training:
         same_everywhere(self.first, acc)
         rank, n = world()
         self.loader = iter(loader(config, source, method.views, start=self.first, rank=rank, world=n, steps=steps, window=order['window']))
-        self.saver, self.progress = Saver(acc, config, order, self.first), Progress(acc, config, steps, self.first)
+        self.saver, self.progress = Saver(acc, config, order, self.first), Progress(acc, config, steps, self.first, any(m.compiled for m in stacks(method)))
         self.bad, self.signalled, self.failures = 0, 0, torch.zeros((), device=acc.device)
 
     def __enter__(self):
@@ -258,12 +258,14 @@ def fit(config):  # -> 0, or the number of the signal that stopped the run
         resume_from = claim(config)
         with asked_by('--eval_data'): eval_source = open_source(config.eval_data, config.image_key, config.caption_key, config.label_key) if config.eval_data else None
         method = make(config)
+        if acc.device.type == 'cpu': limit_threads(sum(p.numel() for p in method.parameters()))
         method.meet_data(source)
         told = start_from(method, config.init) if config.init and not resume_from else []
         teacher = find_teacher(method, acc.device)
         tasks = harness.choose(method, eval_source, None if config.tasks == 'auto' else config.tasks) if eval_source else []
         check_evaluations(method, config, eval_source, tasks)
     steps, out = length(config, source), Path(config.out)
+    if choose_compiled(method, acc, steps): told = [*told, 'blocks are compiled in the first steps, which takes a minute or more (--compile false: not at all)']
     with ExitStack() as alone, Stop() as stop, in_words():
         with together(acc):
             if acc.is_main_process:

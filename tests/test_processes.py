@@ -8,7 +8,7 @@ import torch
 from starting import ENV, nursery
 from rils_nb.core import read_jsonl
 from rils_nb.runs import WEIGHTS, newest, read_tensors
-from three_steps import OTHERS, RUNS, plain, three_steps
+from three_steps import OTHERS, RUNS, bf16_step, plain, three_steps
 
 def launch(args, log, timeout=900):
     "Start two processes; their output goes to a file, because workers that are left behind keep pipes open."
@@ -30,6 +30,16 @@ def test_two_processes_equal_one(nursery, tmp_path, run):
     assert a.keys() == b.keys()
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-6, msg=lambda m: f'{run} {k}: {m}')
     if run in ('rils', 'rils_one_sided'): assert b['grad/decoder.head.weight'].abs().max() > 1e-4  # the reconstruction was at work
+
+def test_joined_passes_in_two_processes_equal_those_in_one(nursery, tmp_path):
+    """Under autocast a token is rounded as in one process, and the gradient of a weight once in each process before it is summed, in place of once in all:
+    so the two differ by less than one of them does from float64."""
+    nursery.together('three_steps:begin_bf16', tmp_path/'two.pt', log=tmp_path/'log')
+    two, single, exact = torch.load(tmp_path/'two.pt'), bf16_step(), bf16_step('float64')
+    depths = [found.pop('joined').tolist() for found in (two, single, exact)]
+    assert depths[0] == depths[1] == [2] * len(depths[0]) != [] == depths[2]
+    apart = lambda a, b: sum((a[k] - b[k]).square().sum() for k in exact).sqrt()
+    assert 0 < apart(two, single) < apart(single, exact)
 
 TINY = ['--data', 'scenes:n=64', '--eval_data', '', '--batch', '16', '--precision', 'float32', '--log_every', '1']
 

@@ -10,6 +10,7 @@ from rils_nb.core import key
 from rils_nb.loader import loader
 from rils_nb.processes import gathered, world
 from rils_nb.methods import METHODS, completed, import_methods, make
+from rils_nb.passes import TwoPasses
 from rils_nb.rils import RILS
 from rils_nb.scenes import Scenes
 from rils_nb.optim import optimizer_of
@@ -93,6 +94,26 @@ def three_steps(run):  # -> dict of tensors
         optimizer.zero_grad()
         method.after_step()
     return kept | gathered({f'weight/{k}': v for k, v in method.state_dict().items()}, True) | dict(world=torch.tensor(n))
+
+def bf16_step(precision='bf16'):  # -> dict of gradients, and how many blocks had one backward pass for two passes
+    "A step of RILS under autocast, all images matched in one process and some in the other; float64 is the reference."
+    (rank, n), joined = world(), []
+    method = make(light(Config(method='given', batch=8)))
+    mine, method.hit = slice(rank * 8 // n, (rank + 1) * 8 // n), torch.tensor([1, 1, 1, 1, 0, 1, 0, 0], dtype=bool)
+    method.hit = method.hit[mine]
+    if precision == 'float64': method.double()
+    model, whole = DistributedDataParallel(method) if n > 1 else method, TwoPasses.differentiate
+    TwoPasses.differentiate = lambda self, i, grad: joined.append(len(self.kept[i])) or whole(self, i, grad)
+    try:
+        with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16'): loss = model({k: v[mine] for k, v in batch_of(0).items()})['loss']
+        loss.backward()
+    finally: TwoPasses.differentiate = whole
+    return {k: p.grad.clone() for k, p in method.named_parameters() if p.requires_grad} | dict(joined=torch.tensor(joined))
+
+def begin_bf16(out):
+    "One of the processes that share the batch."
+    kept = bf16_step()
+    if world()[0] == 0: torch.save(kept, out)
 
 def begin(run, out):
     "One of the processes that share the batch."
