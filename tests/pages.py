@@ -1,4 +1,4 @@
-"""What is made from the notebooks without Quarto: README.md (from nbs/index.ipynb), nbs/sidebar.yml, and tables of fields, options and recipes.
+"""What is made from the notebooks without Quarto: README.md (from nbs/index.ipynb), nbs/sidebar.yml, the pages of nbs/reference, and tables of fields, options and recipes.
 
     python tests/pages.py       writes them and makes stored pictures small; tests/test_project.py holds that they are in step
 """
@@ -9,8 +9,22 @@ from pathlib import Path
 from fastcore.nbio import read_nb, write_nb
 from PIL import Image
 
+import reference
+
 ROOT = Path(__file__).parent.parent
-SECTIONS = {'Tutorials': 'tutorials', 'Explanations': 'explanations', 'Modules': '.', 'Methods': 'pretraining', 'Columns': 'columns', 'Fine-tuning': 'transfer', 'Dense tasks': 'dense', 'Evaluations': 'evals'}  # in the site's order
+SECTIONS = {  # the site's groups of pages, in their order; a pair is a page and another title than its own
+    'Get started': [('index', 'rils_nb'), 'explanations/start_here', 'guides/installation', 'tutorials/five_minutes', 'tutorials/your_own_pairs'],
+    'Tutorials': ['tutorials/rils_from_scratch', 'tutorials/adapt_a_pretrained_model', 'tutorials/finetune_on_your_classes', 'tutorials/dense_transfer', 'tutorials/add_a_method'],
+    'Guides': ['guides/data', 'explanations/multi_gpu', 'guides/memory_and_speed', 'guides/evaluate', 'guides/resume', 'guides/export', 'guides/troubleshooting', 'guides/migration'],
+    'Reference': ['reference/command_line', 'reference/method_options', 'reference/recipes', 'reference/python_api', 'explanations/notation'],
+    'Results': ['explanations/results', 'explanations/methods', 'explanations/compared', 'explanations/paper_and_code', 'explanations/speed', 'explanations/reproduction_log']}
+CHANGELOG = 'https://github.com/rils-nb/rils_nb/blob/main/CHANGELOG.md'
+SOURCE = {'.': 'Core', 'pretraining': 'Methods', 'columns': 'Reversible columns', 'transfer': 'Fine-tuning and probing', 'dense': 'Detection and segmentation', 'evals': 'Evaluations'}  # folders
+TITLES = {  # of pages that need their folder's name to be understood, or whose title another page has
+    '06a_order': 'Digest of the data', '12_methods': 'The Method contract', '17_viz': 'Plots', '18_pictures': 'The picture of a run', '51_recipes': 'Recipes of pre-training',
+    '23_scenes': 'Evaluation on scenes', '37_segmentation': 'Zero-shot segmentation', '38_semantic_segmentation': 'Semantic segmentation (mIoU)', '39_detection': 'Average precision',
+    '74_wise': 'WiSE-FT', '82_segment': 'Segmenter', '83_proposals': 'Region proposals', '84a_annotations': 'Annotations of other tools', '86_vitdet': 'ViTDet backbone',
+    '87_regions': 'RoI heads', '88_detect': 'Detector', '94_levels': 'What each level keeps'}
 
 def readme(nb):
     "The notebook as Markdown: hidden cells left out, text outputs shown, links and pictures made relative to the top level."
@@ -35,11 +49,25 @@ def _text(output):
     return ''.join(data['text/plain']).rstrip()
 
 def sidebar(nbs):
-    "The site's table of contents: every notebook once, in the order of SECTIONS and then of file names."
-    lines = ['website:', '  sidebar:', '    contents:', '      - index.ipynb']
-    for title, folder in SECTIONS.items():
-        pages = sorted(p.relative_to(nbs).as_posix() for p in (nbs/folder).glob('[!_.]*.ipynb') if p.name != 'index.ipynb')
-        if pages: lines += [f'      - section: {title}', '        contents:', *(f'          - {p}' for p in pages)]
+    "The site's table of contents: every notebook once, SECTIONS first and then the source by folders."
+    def entry(page, title, indent):
+        return [f'{indent}- {page}'] if not title else [f'{indent}- text: "{title}"', f'{indent}  href: {page}']
+    lines = ['website:', '  sidebar:', '    contents:']
+    placed = set()
+    for section, pages in SECTIONS.items():
+        lines += [f'      - section: {section}', '        contents:']
+        for page in pages:
+            name, title = page if isinstance(page, tuple) else (page, '')
+            placed.add(f'{name}.ipynb')
+            lines += entry(f'{name}.ipynb', title, ' ' * 10)
+    lines += entry(CHANGELOG, 'Changelog', ' ' * 10)
+    left = sorted(p.relative_to(nbs) for p in nbs.rglob('*.ipynb') if not any(part[0] in '_.' for part in p.relative_to(nbs).parts) and p.relative_to(nbs).as_posix() not in placed)
+    folders = sorted({p.parent.as_posix() for p in left}, key=lambda f: ([*SOURCE, f].index(f), f))
+    lines += ['      - section: Source', '        contents:']
+    for folder in folders:  # one level deeper, so that collapse-level in _quarto.yml closes them
+        lines += [f'          - section: {SOURCE.get(folder, folder)}', '            contents:']
+        for p in left:
+            if p.parent.as_posix() == folder: lines += entry(p.as_posix(), TITLES.get(p.stem), ' ' * 14)
     return '\n'.join(lines) + '\n'
 
 def tables(nb):  # a notebook -> for each table that the site shows without its code: its cell, and the table as Markdown as the exported module makes it now
@@ -76,6 +104,8 @@ def shrink(path):
     if changed: write_nb(nb, path)
 
 if __name__ == '__main__':
+    for name in reference.PAGES:
+        if (new := reference.text(name)) != (path := ROOT/'nbs'/'reference'/f'{name}.ipynb').read_text(encoding='utf-8'): path.write_text(new, encoding='utf-8')
     for path in (ROOT/'nbs').rglob('[!_.]*.ipynb'):
         shrink(path)
         fresh_tables(path)

@@ -10,9 +10,12 @@ from nbdev.clean import nbdev_clean
 from nbdev.doclinks import nbdev_export
 from nbdev.quarto import refresh_quarto_yml
 
-import pages
+import pages, reference
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from docs import check
+
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('[!_.]*.ipynb') if not any(part[0] in '_.' for part in p.relative_to(ROOT).parts))
 SETTINGS = configparser.ConfigParser(delimiters=['='], interpolation=None)
 SETTINGS.read(ROOT/'settings.ini', encoding='utf-8')
@@ -121,6 +124,38 @@ def test_readme_and_sidebar_are_in_step():
     assert (ROOT/'README.md').read_text(encoding='utf-8') == pages.readme(read_nb(ROOT/'nbs'/'index.ipynb')), 'run: python tests/pages.py'
     assert (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8') == pages.sidebar(ROOT/'nbs'), 'run: python tests/pages.py'
 
+def test_reference_pages_are_in_step():
+    "What the site says of commands, options, recipes and functions is what the code says of them now."
+    stale = [name for name in reference.PAGES if (ROOT/'nbs'/'reference'/f'{name}.ipynb').read_text(encoding='utf-8') != reference.text(name)]
+    assert not stale, f'run: python tests/pages.py ({stale})'
+
+def test_reference_pages_leave_nothing_out():
+    "Counted from the other side: every flag, option, recipe and public function is on its page."
+    import argparse
+    from rils_nb import commands, config, methods
+    text = {name: '\n'.join(page()) for name, page in reference.PAGES.items()}
+    data = next(a for a in commands.data_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices.values()
+    parsers = [config.parser(), commands.eval_parser(), commands.report_parser(), commands.export_parser(), *data]
+    flags = {s for p in parsers for a in p._actions for s in a.option_strings if s not in ('-h', '--help')}
+    assert len(flags) > 70 and not [f for f in flags if f'`{f}`' not in text['command_line'] and f'`{f} ' not in text['command_line']]
+    for name, cls in methods.METHODS.items():
+        section = text['method_options'].partition(f'\n## {name}\n')[2].partition('\n## ')[0]
+        assert section and not [k for k in methods.options(cls) if f'| `{k}` |' not in section], name
+    assert not [n for n in config.all_recipes() if text['recipes'].count(f'\n| `{n}` |') != 1]
+    modules = ['.'.join(p.relative_to(ROOT).with_suffix('').parts) for p in python_files() if not p.name.startswith('_')]
+    lost = [(m, n) for m in modules for n, _ in public(import_module(m)) if n not in config.all_recipes() and f'[{reference.cell(n)}](' not in text['python_api']]
+    assert not lost, lost
+
+def test_sidebar_names_each_page_once():
+    "A page that a group names and that is not there, a title for no page, and two entries of one title would all be mistakes."
+    text = (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8')
+    found = [(page, read_nb(ROOT/'nbs'/page).cells[0].source.splitlines()[0].removeprefix('# ')) for page in re.findall(r'^ +- (\S+\.ipynb)$', text, re.M)]
+    found += [(page, title) for title, page in re.findall(r'^ +- text: "(.+)"\n +href: (\S+)$', text, re.M)]
+    pages_, titles = [p for p, _ in found if not p.startswith('https:')], [t for _, t in found]
+    assert sorted(pages_) == sorted(name_of(p) for p in NOTEBOOKS)
+    assert not [t for t in titles if titles.count(t) > 1], [t for t in titles if titles.count(t) > 1]
+    assert not pages.TITLES.keys() - {p.stem for p in NOTEBOOKS}
+
 def test_tables_are_in_step():
     "What the site shows of fields, options and recipes is what they are now."
     found = [(name_of(p), ''.join(cell.outputs[0].data['text/markdown']) == table) for p in NOTEBOOKS for cell, table in pages.tables(read_nb(p))]
@@ -156,7 +191,6 @@ def test_links_of_notebooks_lead_somewhere():
 def test_the_readme_runs_in_python(tmp_path):
     "The ten lines for a notebook, with three steps in place of 300."
     lines, = re.findall(r'```python\n(.*?)```', (ROOT/'README.md').read_text(encoding='utf-8'), flags=re.S)
-    shutil.copy(ROOT/'nbs'/'images'/'learned.png', tmp_path/'cat.jpg')  # whatever the suffix says
     out = subprocess.run([sys.executable, '-c', lines.replace('steps=300', "steps=3, batch=16, tasks='', precision='float32'")], cwd=tmp_path, capture_output=True, text=True,
                          env=dict(os.environ, PYTHONPATH=str(ROOT)), timeout=900)
     assert out.returncode == 0 and (tmp_path/'exported'/'model.safetensors').exists(), out.stderr
@@ -200,6 +234,18 @@ def test_written_commands_can_be_typed(tmp_path, monkeypatch):
         except UserError as e: wrong.append(f'{where}: {command} {shlex.join(argv)}: {e}')
     assert len(found) > 100 and not wrong, '\n'.join(wrong)
 
+def test_migration_names_what_exists():
+    "In the second column of its tables stand flags and options of ours."
+    from rils_nb import commands, config, methods
+    methods.import_methods()
+    flags = {s for p in (config.parser(), commands.eval_parser()) for a in p._actions for s in a.option_strings}
+    opts = {k for cls in methods.METHODS.values() for k in methods.options(cls)}
+    text = '\n'.join(c.source for c in read_nb(ROOT/'nbs'/'guides'/'migration.ipynb').cells)
+    ours = [line.split('|')[2] for line in text.splitlines() if line.startswith('| `--')]
+    named = [f for cell in ours for f in re.findall(r'--[\w-]+', cell)]
+    options = [k for cell in ours for given in re.findall(r'--opts (\S+)`', cell) for k in re.findall(r'(\w+)=', given)]
+    assert len(named) > 60 and not set(named) - flags and len(options) > 6 and not set(options) - opts, (set(named) - flags, set(options) - opts)
+
 def test_the_first_cell_is_title_and_why():
     "The site makes its head from this cell and shows nothing else of it: a paragraph there would be lost."
     wrong = []
@@ -213,7 +259,7 @@ def test_the_first_cell_is_title_and_why():
 def test_the_site_can_be_made_up_to_quarto(copy):
     "Docs execute only cells with exports or imports, so a cell that imports and then uses a test's variable breaks them."
     for p in (ROOT/'nbs').glob('*.yml'): shutil.copy(p, copy/'nbs'/p.name)
-    shutil.copytree(ROOT/'rils_nb', copy/'rils_nb', dirs_exist_ok=True)
+    for name in ('rils_nb', 'docs'): shutil.copytree(ROOT/name, copy/name, dirs_exist_ok=True)
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=2)'
     (copy/'make.py').write_text(code)
     out = subprocess.run([sys.executable, 'make.py'], cwd=copy, capture_output=True, text=True, timeout=900)
@@ -221,6 +267,8 @@ def test_the_site_can_be_made_up_to_quarto(copy):
     assert 'imports and other code' not in out.stderr, out.stderr
     made = {p.relative_to(copy/'_proc').as_posix() for p in (copy/'_proc').rglob('*.ipynb')}
     assert made == {name_of(p) for p in NOTEBOOKS}
+    dead = check.dead_links_of_notebooks(copy/'_proc')
+    assert not dead, '\n'.join(dead)
 
 # The metadata
 
@@ -230,6 +278,7 @@ def test_settings_pyproject_and_init_agree():
     assert import_module('rils_nb').__version__ == SETTINGS['version']
     assert not {'dependencies', 'requires-python', 'optional-dependencies', 'scripts', 'entry-points', 'keywords'} - set(project['dynamic'])
     assert project['urls'].keys() >= {'Repository', 'Documentation'}
+    assert re.search(rf'^version: {re.escape(SETTINGS["version"])}$', (ROOT/'CITATION.cff').read_text(encoding='utf-8'), flags=re.M)
     assert re.search(rf'^## {re.escape(SETTINGS["version"])}\b', (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), flags=re.M)
 
 def test_commands_exist():
