@@ -1,4 +1,4 @@
-"""Processes, devices and precision of a run, with Accelerate; what it silently gets wrong is said.
+"""The processes, devices and precision of a run, with Accelerate; differences from the config are errors.
 
 Docs: https://rils-nb.github.io/rils_nb/machine.html.md"""
 
@@ -29,7 +29,7 @@ def has_bf16():
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 # %% ../nbs/30_machine.ipynb #6b6d428e
-def _mixed_precision(config, before=''):  # -> 'bf16' or 'no', as Accelerate calls them; `before`: in which the run computed so far, where it is resumed
+def _mixed_precision(config, before=''):  # -> 'bf16' or 'no', Accelerate's names; `before`: the precision so far of a resumed run
     bf16, words = has_bf16(), dict(bf16='bf16', no='float32')
     chosen = dict(bf16='bf16', float32='no').get(config.precision) or before or ('bf16' if bf16 else 'no')
     if chosen == 'bf16' and torch.cuda.is_available() and not bf16: raise UserError(
@@ -49,7 +49,7 @@ def _trackers(config):  # -> list of names
 # %% ../nbs/30_machine.ipynb #dfd35a42
 @contextmanager
 def fresh_accelerator():
-    "Within this block, Accelerate knows of no earlier Accelerator of this process; afterwards it knows again."
+    "Hide Accelerate's earlier state of this process within the block; restore it afterwards."
     state = AcceleratorState._shared_state
     earlier = dict(state)
     state.clear()
@@ -63,7 +63,7 @@ def prepare_fsdp(
     plugin, # Accelerate's FullyShardedDataParallelPlugin
     config, # Config
 ):
-    "Set FSDP up so that it computes what DDP does; raises `UserError` for what it cannot do here."
+    "Set FSDP up so that it computes what DDP does; raises `UserError` for options that are not supported here."
     if plugin.fsdp_version != 2: raise UserError('FSDP of version 1 is not offered: set fsdp_version to 2')
     if plugin.activation_checkpointing:
         raise UserError('fsdp_activation_checkpointing would rename the weights: set it to false and use --checkpointing')
@@ -86,17 +86,17 @@ def _check_launch(acc, config, n):  # n processes were started
 
 # %% ../nbs/30_machine.ipynb #0d3ff84a
 def available_cores():  # -> int
-    "How many cores this process may use."
+    "The number of cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 def _idle_cores(n):  # n processes were started -> str, '' where none are idle
     cores = available_cores()
-    if torch.get_num_threads() > 1 or cores < 2 * n or 'ACCELERATE_MIXED_PRECISION' not in os.environ: return ''  # which `accelerate launch` sets
+    if torch.get_num_threads() > 1 or cores < 2 * n or 'ACCELERATE_MIXED_PRECISION' not in os.environ: return ''  # set by `accelerate launch`
     return f'accelerate launch gives a process 1 thread, and {cores} cores are there: `OMP_NUM_THREADS={cores // n} accelerate launch ...` uses them'
 
 # %% ../nbs/30_machine.ipynb #b583caed
 def threads_spin():
-    "Whether threads that wait keep their cores busy: torch was imported before this package, and no variable says otherwise."
+    "Whether waiting threads keep their cores busy: torch was imported before this package, and none of the variables is set."
     return not any(v in os.environ for v in WAIT_VARIABLES)
 
 # %% ../nbs/30_machine.ipynb #2c974755
@@ -118,15 +118,15 @@ def limit_threads(weights):  # numbers in a model
 # %% ../nbs/30_machine.ipynb #09645b15
 def start(
     config,    # Config
-    before='', # precision in which the run computed so far, where it is resumed, as Accelerate calls it
+    before='', # precision so far of a resumed run, by Accelerate's name
 ):  # -> Accelerator
-    "The processes and devices of a run; raises `UserError` if they are not what the config asks for."
+    "Set up the processes and devices of a run; raises `UserError` if they do not match the config."
     precision, trackers = _mixed_precision(config, before), _trackers(config)
-    torch.set_float32_matmul_precision('highest' if config.precision == 'float32' else 'high')  # whoever types float32 means it; else TF32 on GPUs
+    torch.set_float32_matmul_precision('highest' if config.precision == 'float32' else 'high')  # an explicit float32 is exact; else TF32 on GPUs
     if not torch.cuda.is_available(): tune_cpu(precision == 'bf16')
     ddp = DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType('bf16' if config.reduce == 'bf16' else 'no'))
     acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=config.out,
-                      kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(hours=1))])  # what one process does alone, reading an index or drawing pictures, may keep the others waiting
+                      kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(hours=1))])  # others wait while one reads an index or draws pictures
     _check_launch(acc, config, world()[1])
     if acc.device.type == 'cpu' and (idle := _idle_cores(world()[1])): notice(idle)
     return acc

@@ -1,4 +1,4 @@
-"""The contract between a way of pre-training and the trainer: what it needs of a batch, what it owns, and one `forward` that returns named losses.
+"""The interface between a pre-training method and the trainer: what it needs of a batch, what it owns, and one `forward` that returns named losses.
 
 Docs: https://rils-nb.github.io/rils_nb/methods.html.md"""
 
@@ -28,17 +28,17 @@ from .model import ENCODERS, SIZES
 
 # %% ../nbs/12_methods.ipynb #70a46c74
 class Method(nn.Module):
-    "A way of pre-training. Subclasses add what they train and define `forward`."
+    "Base class of pre-training methods. Subclasses add the modules to train and define `forward`."
     views = ('image',)   # entries of the batch that `forward` needs
-    encode_text = None   # a function of (B,L) tokens where there is a text encoder
-    reconstructs = False # whether something must be hidden
-    scores = None        # a function of (B,3,H,W) -> (B,N): how much each patch matters, for masks that ask
-    asks = ''            # the frozen teacher, as `load` takes it; '' = there is none
-    teacher = None       # it itself, once the trainer has opened it
-    optimizer = 'adamw'  # what updates its weights, a name in OPTIMIZERS
-    fresh = ()           # weights, by the beginnings of their names, that may begin as drawn where there is a start
-    classify = None      # a function of (B,3,H,W) -> (B,C) logits where there is a classifier
-    classes = None       # names of the C classes, where there are names
+    encode_text = None   # a function of (B,L) tokens if there is a text encoder
+    reconstructs = False # whether the mask must hide something
+    scores = None        # a function of (B,3,H,W) -> (B,N): importance of each patch, for masks that need it
+    asks = ''            # name of the frozen teacher, as for `load`; '' = none
+    teacher = None       # the teacher itself, once the trainer has opened it
+    optimizer = 'adamw'  # name of the optimizer in OPTIMIZERS
+    fresh = ()           # prefixes of weights that may stay random when an initial checkpoint is loaded
+    classify = None      # a function of (B,3,H,W) -> (B,C) logits if there is a classifier
+    classes = None       # names of the C classes, if there are names
     def __init__(self,
         config,     # Config
         embed=0,    # E, width of the joint space; 0: no projection
@@ -61,38 +61,38 @@ class Method(nn.Module):
     def __call__(self, *args, **kwargs):
         with cast_weights(self): return super().__call__(*args, **kwargs)
 
-    def mask(self, keys, image=None, scores=None):  # (B,) int64; (B,3,H,W), and what is known of its scores -> Mask
+    def mask(self, keys, image=None, scores=None):  # (B,) int64; (B,3,H,W); its scores, if they are known -> Mask
         "The masks of the images with these keys."
         seen = dict(scores=self.scores(image) if scores is None else scores) if self.asks_scores else {}
         return self.masking(keys, self.visual.n_patches, self.config.mask_ratio, **seen)
 
     def meet(self, teacher):  # model in evaluation mode, on the method's device
-        "Receive the frozen teacher. It is asked, but no part of the method: neither trained nor saved."
-        self.__dict__['teacher'] = teacher  # past nn.Module, which would register it
+        "Receive the frozen teacher. It is not a submodule: neither trained nor saved."
+        self.__dict__['teacher'] = teacher  # bypasses nn.Module, which would register it
 
     @classmethod
     def complete(cls, config, source):  # Config, training data -> Config
-        "The config with what only the training data can say."
+        "The config with the values that depend on the training data."
         return config
 
-    def meet_data(self, source): "Look at the training data before the first step; called after a stop, too."
+    def meet_data(self, source): "Receives the training data before the first step, also after a resume."
 
     def after_step(self): "Called after each update of the weights."
 
 # %% ../nbs/12_methods.ipynb #6b6b4882
 @patch
 def lr_factor(self:Method, name):  # of a parameter -> float
-    "The parameter's learning rate in relation to that of the config."
+    "The factor of a parameter's learning rate, relative to that of the config."
     return 1.
 
 @patch(as_prop=True)
-def _no_split_modules(self:Method):  # Accelerate asks for this name
+def _no_split_modules(self:Method):  # Accelerate requires this name
     return sorted({type(m).__name__ for m in self.modules() if isinstance(m, (Block, TextBlock))})
 
 # %% ../nbs/12_methods.ipynb #dc243eaf
 @patch
-def as_batch(self:Method, image):  # what `encode_image` takes -> (B,3,S,S) on the method's device
-    "Images of any kind as the encoder takes them."
+def as_batch(self:Method, image):  # as for `encode_image` -> (B,3,S,S) on the method's device
+    "Images of any kind as input of the encoder."
     return as_batch(image, self.view, (self.image_size,) * 2).to(self.visual.mean.device)
 
 @patch
@@ -107,31 +107,31 @@ def encode_tokens(self:Method, image, local=False, class_token=False):  # as for
 
 @patch
 def as_timm(self:Method):  # -> dict of timm's arguments, dict: name in timm -> tensor
-    "The image encoder as timm builds and names it."
+    "The image encoder under timm's arguments and names."
     return dict(global_pool=self.visual.trunk.global_pool, fc_norm=False, num_classes=0), self.visual.trunk.state_dict()
 
 @patch(as_prop=True)
-def last_attention(self:Method):  # where local features come from
+def last_attention(self:Method):  # the source of local features
     return self.visual.trunk.blocks[-1].attn
 
 # %% ../nbs/12_methods.ipynb #4c93efc3
 class Momentum(nn.Module):
-    "A copy of a module that follows it slowly; parameters of the copy are never trained."
+    "An exponential moving average (EMA) of a module; its parameters are never trained."
     def __init__(self, module):
         super().__init__()
         self.copy = copy.deepcopy(module).requires_grad_(False)
-        self.__dict__['source'] = module  # past nn.Module: it is no part of its own average
+        self.__dict__['source'] = module  # bypasses nn.Module: the source is not a submodule of its average
 
     def restart(self):
-        "Begin again as the module is now, after other weights were loaded into it."
+        "Reset the average to the module, after other weights were loaded into it."
         self.follow(self.source, 0.)
 
     @torch.no_grad()
     def follow(self,
-        module, # that was copied
-        beta,   # share of the copy that stays, below 1
+        module, # the source of the average
+        beta,   # momentum of the average, below 1
     ):
-        "Move a little towards the module."
+        "Update the average with the module's weights."
         old, new = ([local(p) for p in m.parameters()] for m in (self.copy, module))
         torch._foreach_lerp_(old, new, 1 - beta)
 
@@ -140,9 +140,9 @@ class Momentum(nn.Module):
 def in_parts(self:Method,
     f,        # function of slices of `tensors`; returns a tuple of tensors, each over the batch
     *tensors, # each (B,...)
-    **whole,  # further arguments of `f`, which hold for the whole batch alone: left out where it is cut
+    **whole,  # further arguments of `f` that are valid for the whole batch only: left out if it is split
 ):  # -> tuple of tensors over the whole batch
-    "Apply `f` to `accum` slices of the batch, one after another; each is computed again in the backward pass, so only one is in memory."
+    "Apply `f` to `accum` slices of the batch in turn; the backward pass recomputes each, so only one is in memory."
     if self.config.accum == 1: return f(*tensors, **whole)
     slices = zip(*(t.tensor_split(min(self.config.accum, len(t))) for t in tensors))
     return tuple(map(torch.cat, zip(*(recompute(f, *s) for s in slices))))
@@ -151,7 +151,7 @@ def in_parts(self:Method,
 METHODS = Registry('method')
 
 def constructors(cls):  # a Method class -> list of functions
-    "The constructors that share in making a method: its own, and as long as one hands on what it does not know, the next one's."
+    "A method's own constructor, and the next ones, as long as each passes unknown options on."
     found = [c.__init__ for c in cls.__mro__ if '__init__' in vars(c)]
     hands_on = [any(p.kind is p.VAR_KEYWORD for p in inspect.signature(f).parameters.values()) for f in found]
     return found[:hands_on.index(False) + 1]
@@ -161,14 +161,14 @@ def options(cls):  # a Method class -> dict: option -> default
     params = [p for f in reversed(constructors(cls)) for p in inspect.signature(f).parameters.values()]
     return {p.name: p.default for p in params if p.kind is p.KEYWORD_ONLY}
 
-def option_help(cls):  # a Method class -> dict: option -> what it means
+def option_help(cls):  # a Method class -> dict: option -> meaning
     "The comment of each option."
     told = {k: ' '.join((v or '').split()) for f in reversed(constructors(cls)) for k, v in docments(f).items()}
     return {k: told[k] for k in options(cls)}
 
 # %% ../nbs/12_methods.ipynb #fc273e22
 def import_methods():
-    "Import every method, so that each has registered itself."
+    "Import every method, so that all are registered."
     importlib.import_module('rils_nb.rils')
     for package in (rils_nb.columns, rils_nb.dense, rils_nb.pretraining, rils_nb.transfer):
         for m in pkgutil.iter_modules(package.__path__): importlib.import_module(f'{package.__name__}.{m.name}')
@@ -177,7 +177,7 @@ def completed(
     config,  # Config
     source,  # training data, any reader
 ):  # -> Config
-    "A config with what its method can know only from the data."
+    "A config with the values that its method takes from the data."
     import_methods()
     return METHODS[config.method].complete(config, source)
 
@@ -186,7 +186,7 @@ def stacks(method):  # Method -> list of Stack
     return [m for m in method.modules() if isinstance(m, Stack)]
 
 def make(config):  # -> Method
-    "Build the method that a config names, with weights drawn from its seed."
+    "Build the method that a config names, with weights initialised from its seed."
     import_methods()
     cls = METHODS[config.method]
     opts = parse_opts(config.opts, options(cls))

@@ -1,4 +1,4 @@
-"""What a run says about itself: first what is about to happen, then a line now and then.
+"""The printed log of a run: its settings and size before the first step, then a line at intervals.
 
 Docs: https://rils-nb.github.io/rils_nb/progress.html.md"""
 
@@ -24,10 +24,10 @@ from .optim import lr_at
 
 # %% ../nbs/32_progress.ipynb #469852e4
 def line(
-    step,              # how many steps were made
+    step,              # number of steps made
     steps,             # of the whole run
     row,               # dict of averages; with lr, images_per_second and data_wait
-    seconds_per_step,  # for the time that is left
+    seconds_per_step,  # for the eta
 ):  # -> str
     "One line of progress for people."
     eta = round((steps - step) * seconds_per_step)
@@ -39,13 +39,13 @@ def line(
 
 # %% ../nbs/32_progress.ipynb #24b3bd5c
 class Pace:
-    "Seconds of a step: those of the run's first steps, and a smoothed value of later ones."
-    skip, measure = 2, 8  # first steps that are not timed, and those that are
+    "Seconds per step: of the run's first steps, and a smoothed value of later ones."
+    skip, measure = 2, 8  # numbers of first steps that are not timed, and that are
     def __init__(self, steps): self.steps, self.n, self.start, self.first, self.smooth = steps, 0, None, None, None
     def begin(self,
         done,  # steps that this process has made
         now,   # seconds of a clock
-    ):  # -> whether the first steps have just been timed
+    ):  # -> True when the timing of the first steps is complete
         "Time the first steps."
         if done == self.skip: self.start = now
         if done != self.skip + self.measure: return False
@@ -53,8 +53,8 @@ class Pace:
         return True
     def update(self,
         n,        # steps
-        seconds,  # that they took together
-    ):  # -> seconds of a step, smoothed
+        seconds,  # of these steps together
+    ):  # -> smoothed seconds per step
         "Count some steps."
         tau, self.n = self.steps / 10, self.n + n
         if self.smooth is None: self.smooth = seconds / n
@@ -63,7 +63,7 @@ class Pace:
 
 # %% ../nbs/32_progress.ipynb #b82e5455
 def duration(seconds):  # -> str
-    "A length of time in words."
+    "A length of time as text."
     if seconds < 90: return f'{seconds:.0f} seconds'
     if seconds < 90 * 60: return f'{seconds / 60:.0f} minutes'
     return f'{seconds / 3600:.{int(seconds < 36000)}f} hours'
@@ -72,13 +72,13 @@ def estimate(
     seconds, # of all steps
     device,  # torch.device
 ):  # -> str
-    "How long the steps of a run will take, in words."
+    "The estimated time of a run's steps, as text."
     cores = f' on {n} core{"s" * (n > 1)}' if device.type == 'cpu' and (n := min(available_cores(), torch.get_num_threads())) else ''
     return f'the steps take about {duration(seconds)}{cores}'
 
 # %% ../nbs/32_progress.ipynb #428ff648
 class Progress:
-    "Averages what the steps report, prints a line, writes it to log.jsonl and the trackers."
+    "Average the values of the steps, print a line, write it to log.jsonl and the trackers."
     def __init__(self, acc, config, steps, start, compiled=False):
         self.acc, self.config, self.steps, self.start, self.sums, self.n, self.skipped = acc, config, steps, start, {}, 0, 0.
         self.bar = progress_bar(total=steps, initial=start, **({} if acc.is_main_process else dict(disable=True)), unit='step', dynamic_ncols=True)
@@ -106,7 +106,7 @@ def compile_seconds():  # -> float
 
 @patch
 def announce(self:Progress):
-    "Say once how long the run will take, when its first steps have been timed."
+    "Print the estimated time once, when the first steps have been timed."
     now = time.perf_counter()
     if not self.pace.begin(self.done - self.start, now) or self.steps - self.done < 90 or not self.acc.is_main_process: return
     words = f' (compiling took {duration(compile_seconds())} of it)' if self.compiled else ''
@@ -114,7 +114,7 @@ def announce(self:Progress):
 
 # %% ../nbs/32_progress.ipynb #01537a5d
 @patch
-def averages(self:Progress, **more):  # more: figures that are known already -> dict of figures, seconds that the steps took
+def averages(self:Progress, **more):  # more: metrics known already -> dict of metrics, seconds of the steps
     "Averages since the last report; all processes must call this."
     *sums, skipped = (all_sum(torch.stack([*self.sums.values(), self.skipped])) / world()[1]).tolist()
     seconds = time.perf_counter() - self.tick
@@ -122,17 +122,17 @@ def averages(self:Progress, **more):  # more: figures that are known already -> 
     return row | dict(images_per_second=self.n * self.config.batch / seconds, data_wait=self.waited / seconds), seconds
 
 @patch
-def hint(self:Progress, wait):  # share of the time that was spent waiting for data
-    "Say once what helps where more than a tenth of the time goes into waiting."
+def hint(self:Progress, wait):  # fraction of the time spent waiting for data
+    "Print a hint once where more than a tenth of the time is spent waiting for data."
     begun, self.begun = self.begun, True
-    if not begun or wait <= 0.1 or self.hinted: return  # the first report holds the start of the loader
+    if not begun or wait <= 0.1 or self.hinted: return  # the first report includes the start of the loader
     self.bar.write(f'hint: {wait:.0%} of the time goes into waiting for data: give more --workers (now {self.config.workers}), '
                    'or shards of smaller images (rils-data pack DATA OUT --resize 256)', file=sys.stdout)
     self.hinted = True
 
 @patch
 def hint_busy(self:Progress, seconds):  # of a step since the last report
-    "Say once that steps have become several times slower, and what helps."
+    "Print a hint once when steps have become several times slower."
     if self.slow or not self.pace.first or seconds < 3 * self.pace.first or self.acc.device.type != 'cpu': return
     load = f' (load {os.getloadavg()[0]:.0f} on {available_cores()} cores)' if hasattr(os, 'getloadavg') else ''
     helps = 'import rils_nb before torch, or set OMP_WAIT_POLICY=PASSIVE before Python starts, so that waiting threads give way' if threads_spin() else \
@@ -142,7 +142,7 @@ def hint_busy(self:Progress, seconds):  # of a step since the last report
 
 # %% ../nbs/32_progress.ipynb #949a0171
 @patch
-def report(self:Progress, step, **more):  # step: how many steps were made; more: figures that are known already
+def report(self:Progress, step, **more):  # step: number of steps made; more: metrics known already
     "Print and write the averages since the last report."
     row, seconds = self.averages(**more)
     if self.acc.is_main_process:
@@ -155,12 +155,12 @@ def report(self:Progress, step, **more):  # step: how many steps were made; more
 
 # %% ../nbs/32_progress.ipynb #11d08988
 def length(config, source):  # -> steps
-    "How many steps the run has."
+    "The number of steps of the run."
     return config.steps or max(1, math.ceil(config.epochs * len(source) / config.batch))
 
 # %% ../nbs/32_progress.ipynb #ba81c78d
 def parameters(method):  # -> dict: part -> number of parameters
-    "Parameters of each part as Table A3 counts them: fixed positions included, the text encoder's embeddings apart."
+    "Parameters of each part as in Table A3: with fixed positions, without the text encoder's embeddings."
     count = lambda *modules: sum(p.numel() for m in modules for p in m.parameters())
     parts = {'image encoder': count(method.visual.trunk)}
     if hasattr(method, 'decoder'): parts['decoder'] = count(method.decoder)
@@ -180,7 +180,7 @@ def describe(
     source,  # training data, any reader
     steps,   # of the whole run
 ):
-    "Print what is about to happen."
+    "Print the settings and the size of a run."
     print(_settings(config))
     print('(* differs from the default)\n')
     print('parameters: ' + ', '.join(f'{k} {v:,}' for k, v in parameters(method).items()))
@@ -197,8 +197,8 @@ def describe(
 def and_longer(
     config,      # Config
     resume_from, # checkpoint folder
-):  # -> str, empty where the run is as long as it was
-    "What happens to the learning rate of a run that is made longer, in words."
+):  # -> str, empty where the length is unchanged
+    "The change of the learning rate of a run that is extended, as text."
     old, step = from_json((resume_from/'config.json').read_text()), steps_of(resume_from)
     if not is_longer(old, config, step): return ''
     return (f'; the run was complete and is made longer, {old.steps:,} to {config.steps:,} steps: the learning rate goes from '

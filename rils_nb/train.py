@@ -1,4 +1,4 @@
-"""One loop for every method. What comes out of it is a function of the config alone: not of the number of processes or workers, nor of how often it was stopped.
+"""One loop for every method. Its result depends on the config alone, not on the number of processes or workers, nor on how often it was stopped.
 
 Docs: https://rils-nb.github.io/rils_nb/train.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://rils-nb.github.io/rils_nb/train.html.md"""
 __all__ = ['train', 'Training', 'to_evaluate', 'evaluate', 'check_evaluations', 'look', 'fit', 'finish', 'main']
 
 # %% ../nbs/33_train.ipynb #38b06b52
-if __name__ == '__main__':  # what the arguments alone show is said at once, before torch is imported
+if __name__ == '__main__':  # mistakes in the arguments are reported at once, before torch is imported
     from rils_nb.config import parse
     from rils_nb.core import command
     command(parse)()
@@ -48,8 +48,8 @@ def train(
     steps,             # of the whole run
     stop,              # Stop
     resume_from=None,  # checkpoint folder
-    teacher='',        # name and hash of what the method asks
-    each=None,         # function of how many steps were made, of `save`, and of a function that gives the method to evaluate -> signal or 0
+    teacher='',        # name and hash of the method's teacher
+    each=None,         # function of the number of steps made, of `save`, and of a function that returns the method to evaluate -> signal or 0
 ):  # -> signal number or 0
     "The training loop; returns the signal that stopped it, or 0."
     with Training(method, source, acc, config, steps, stop, resume_from, teacher, each) as run:
@@ -66,7 +66,7 @@ def train(
 
 # %% ../nbs/33_train.ipynb #383e7025
 class Training:
-    "What the steps of a run share."
+    "The state that the steps of a run share."
     def __init__(self, method, source, acc, config, steps, stop, resume_from, teacher, each):
         self.method, self.acc, self.config, self.steps, self.stop, self.each = method, acc, config, steps, stop, each
         self.optimizer, order = optimizer_of(method, config), order_of(source, resume_from, teacher, method.classes, acc.mixed_precision)
@@ -95,7 +95,7 @@ class Training:
 # %% ../nbs/33_train.ipynb #44418ef0
 @patch
 def batches(self:Training):
-    "The steps that are left, each with its batch on the device."
+    "The remaining steps, each with its batch on the device."
     for step in range(self.first, self.first if self.signalled else self.steps):
         t = time.perf_counter()
         with by_itself(self.config.workers):
@@ -109,7 +109,7 @@ def batches(self:Training):
 @patch
 def update(self:Training,
     step,  # counted from 0
-    loss,  # scalar tensor, behind its backward pass
+    loss,  # scalar tensor, after its backward pass
 ):
     "Update the weights, unless loss or gradient is not finite."
     self.lr = lr_at(step, self.steps, self.config)
@@ -127,10 +127,10 @@ def update(self:Training,
 # %% ../nbs/33_train.ipynb #8783b042
 @patch
 def log(self:Training,
-    done,   # how many steps were made
+    done,   # number of steps made
     parts,  # dict of scalars that the method returned
 ):
-    "Count a step; now and then print a line, and look whether it makes sense to go on."
+    "Count a step; every `log_every` steps print a line, and check whether to continue."
     self.progress.add(parts, self.waited, self.optimizer.found_inf)
     self.signalled = self.stop.agreed(self.told)
     if done % self.config.log_every and done < self.steps and not self.signalled: return
@@ -143,34 +143,34 @@ def log(self:Training,
 
 @patch
 def last_good(self:Training):  # -> str
-    "What is left of a run that ends early, in words."
+    "The state of a run that ends early, as text."
     self.saver.wait()
     return f'the last good checkpoint stands in `{self.config.out}`' if checkpoints_of(self.config.out) else 'no checkpoint had been written yet'
 
 # %% ../nbs/33_train.ipynb #70733e26
 @patch
 def save(self:Training,
-    done,       # how many steps were made
+    done,       # number of steps made
     best=None,  # dict of the result that makes it the best so far
 ):
     "Write a checkpoint, in a thread."
     self.saver.save(done, partial(snapshot, self.method, self.optimizer, self.average), best)
 
 @patch
-def save_if_due(self:Training, done):  # how many steps were made
-    "Write a checkpoint every `save_every` steps, at the end, and where the run is stopped."
+def save_if_due(self:Training, done):  # number of steps made
+    "Write a checkpoint every `save_every` steps, at the end, and when the run is stopped."
     if done == self.steps or self.signalled or done % self.config.save_every == 0 and not self.failures: self.save(done)
 
 @patch
-def evaluate_if_due(self:Training, done):  # how many steps were made
-    "Evaluate where it is time to, unless the run is stopped."
+def evaluate_if_due(self:Training, done):  # number of steps made
+    "Evaluate if it is due, unless the run is stopped."
     if self.signalled or not self.each: return
     self.signalled = self.each(done, self.save, partial(to_evaluate, self.method, self.average, self.acc))
     if self.signalled: self.save(done)
 
 @patch
 def catch_up(self:Training):
-    "Evaluate what the last stop cut short."
+    "Repeat the evaluation that the last stop interrupted."
     if self.first: self.evaluate_if_due(self.first)
 
 # %% ../nbs/33_train.ipynb #bc1c6f6a
@@ -179,7 +179,7 @@ def to_evaluate(
     average,  # Average or None
     acc,      # Accelerator
 ):  # -> Method
-    "The method that evaluations take: the average where there is one, and whole. All processes must call this."
+    "The method to evaluate: the EMA if there is one, with unsharded weights. All processes must call this."
     if not (average or acc.is_fsdp2): return method
     tensors = gathered(average.state if average else method.state_dict(), True)
     copy = make(method.config)
@@ -193,12 +193,12 @@ def evaluate(
     config,  # Config
     source,  # evaluation data, any reader
     tasks,   # list of names
-    step,    # how many steps were made
+    step,    # number of steps made
 ):  # -> dict of results
-    "Run the tasks, print the table, append to results.jsonl; a step whose results stand there is not evaluated again."
+    "Run the tasks, print the table, append to results.jsonl; a step whose results are there is not evaluated again."
     path = Path(config.out)/'results.jsonl'
     ours = lambda r: (r['model'], r['data'], r['step']) == (harness.name_of(method), config.eval_data, step) and r['config']['eval_samples'] == config.eval_samples
-    there = of_main([r for r in read_jsonl(path) if ours(r)])                       # and not what rils-eval wrote
+    there = of_main([r for r in read_jsonl(path) if ours(r)])                       # without the results of rils-eval
     if set(tasks) <= {r['task'] for r in there}: return {f'{r["task"]}/{k}': v for r in there for k, v in r['metrics'].items()}
     results = harness.run_tasks(method, config, source, tasks)
     print(harness.table(results), flush=True)
@@ -212,7 +212,7 @@ def check_evaluations(
     source,  # evaluation data, any reader
     tasks,   # list of names
 ):
-    "Raise a `UserError` where evaluations are asked for that there will not be, or a best result whose name nothing has."
+    "Raise a `UserError` for evaluations that cannot run, or a `--best` that no task returns."
     if config.eval_every and not tasks: raise UserError(f'--eval_every {config.eval_every} evaluates on the way, and nothing is evaluated: give --eval_data, and --tasks auto for all that fit')
     if not source and config.tasks not in ('', 'auto'): notice(f'--eval_data is empty, so {config.tasks} is not evaluated')
     if not config.best: return
@@ -231,11 +231,11 @@ def look(
     tasks,   # list of names, may be empty
     steps,   # of the whole run
     stop,    # Stop
-    step,    # how many steps were made
+    step,    # number of steps made
     save,    # function of step and best that saves
-    shown,   # function that gives the method to evaluate
+    shown,   # function that returns the method to evaluate
 ):  # -> signal number or 0
-    "Evaluate where it is time to, all processes together, and save the best."
+    "Evaluate if it is due, all processes together, and save the best."
     if not tasks or not (step == steps or config.eval_every and step % config.eval_every == 0): return 0
     method = shown()
     results = stop.interruptible(lambda: evaluate(method, config, source, tasks, step), partial(dividing, stop)) or {}
@@ -248,10 +248,10 @@ def look(
 # %% ../nbs/33_train.ipynb #8f28e375
 @fresh_accelerator()
 def fit(config):  # -> 0, or the number of the signal that stopped the run
-    "Train as the config says; everything that comes of it is in the run folder."
+    "Train a config; all results are in the run folder."
     if not config.out: config = dataclasses.replace(config, out=f'runs/{config.method}')
     acc = start(config, precision_of(config))
-    with in_words(), together(acc):  # everybody has looked before anybody writes
+    with in_words(), together(acc):  # all processes have checked before any writes
         with asked_by('--data'): source = open_source(config.data, config.image_key, config.caption_key, config.label_key)
         check_whole(source, config)
         config = completed(config, source)
@@ -290,12 +290,12 @@ def finish(
     source,  # evaluation data, any reader; or None
     device,  # to compute on
 ):
-    "Leave the pictures."
+    "Write the pictures of a complete run."
     out = Path(config.out)
     with writing(out): curves(out, out/'curves.png')
     if words := bad_kinds(config): print(f'damaged samples that were passed over: {words}; each is in {out}/bad.jsonl')
     try: drawn = source and pictures.learned(load(out).to(device), source, out/'learned.png')
-    except UserError as e: drawn = notice(f'no picture of what was learned: {e}')  # the run is complete all the same
+    except UserError as e: drawn = notice(f'no picture of what was learned: {e}')  # the run is still complete
     print(f'\nthe run is in {out}: curves in {out}/curves.png' + (f', what was learned in {out}/learned.png' if drawn else ''))
 
 # %% ../nbs/33_train.ipynb #1faa8e61
@@ -305,7 +305,7 @@ def main():
     warnings.filterwarnings('ignore', message='.*lr_scheduler.*')
     stopped = fit(parse())
     if stopped:
-        for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_IGN)  # on the way out already
+        for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.SIG_IGN)  # exiting already
         notice(f'stopped by {signal.Signals(stopped).name} after saving: continue with --resume')
         sys.exit(128 + stopped)
 

@@ -1,4 +1,4 @@
-"""A class for every pixel, by its name alone: what patches and texts of one space are good for, without any training.
+"""Segmentation by class names alone: each pixel gets the class whose text embedding is nearest to its patch feature, without training.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/segmentation.html.md"""
 
@@ -43,7 +43,7 @@ TEMPLATES = (*(t('{}') for t in open_clip.OPENAI_IMAGENET_TEMPLATES),
 _SAID = {key(name): said for l in ('ade20k', 'coco_stuff', 'pascal_context', 'voc') for name, said in listed(l).items()}
 
 def in_words(names):  # list of str -> list of tuples of str
-    "What prompts call classes."
+    "The words for classes in prompts."
     words = iter(prompt_names([n for n in names if key(n) not in _SAID]))
     return [_SAID[key(n)] if key(n) in _SAID else (next(words),) for n in names]
 
@@ -55,8 +55,8 @@ def grounded(source):  # with label maps
 @singledispatch
 def prompts_of(
     source,  # with label maps
-):  # -> words of each class but the background (str, or tuple of them), templates, words of the background (may be none)
-    "How a source's classes are asked."
+):  # -> words of each class except the background (str or tuple of str), templates, words of the background (may be empty)
+    "The prompts of a source's classes."
     return in_words(source.semantic_names[grounded(source):]), TEMPLATES, ()
 
 _GROUND = tuple(_a(f'{b} background') for b in BACKGROUNDS)
@@ -66,7 +66,7 @@ def _(source: Scenes): return [tuple(_a(f'{c} {s}') for c in COLOURS) for s in S
 
 # %% ../../nbs/evals/37_segmentation.ipynb #83b37b4b
 class SceneColours(Scenes):
-    "Scenes in whose label maps the classes are the colours of objects."
+    "Scenes with label maps whose classes are the colours of objects."
     semantic_names = ['background', *COLOURS]
     def annotation(self, i):
         a = super().annotation(i)
@@ -87,19 +87,19 @@ READERS['scene_colours'] = (lambda s: False, _scene_colours)
 def resized(
     image,   # (3,H,W)
     window,  # S, side of the window in pixels
-    side=0,  # shorter side in pixels; 0: as it is, but at least S and at most 16/7 of it
+    side=0,  # shorter side in pixels; 0: unchanged, but at least S and at most 16/7 of it
 ):  # -> (3,h,w)
-    "An image as windows slide over it."
+    "Resize an image for the sliding window."
     shape = image.shape[-2:]
     short = side or min(max(window, min(shape)), window * 16 // 7)
     return TF.resize(image, [min(round(n * short / min(shape)), 4 * short) for n in shape], antialias=True)
 
 def starts(
     length, # of a side in pixels
-    window, # of the window's side
-    stride, # from one window to the next
+    window, # side of the window in pixels
+    stride, # from one window to the next, in pixels
 ):  # -> ascending list of pixels
-    "Where windows begin along a side, the last at the end."
+    "Start positions of windows along a side; the last window ends at the border."
     n = 1 + max(0, -(-(length - window) // stride))
     return [max(0, min(i * stride, length - window)) for i in range(n)]
 
@@ -107,10 +107,10 @@ def starts(
 TAU = 0.01
 
 def with_background(
-    s,        # (...,C+K) cosines with C classes, then with K words of the background
+    s,        # (...,C+K) cosines with C classes, then with K background words
     n,        # C
     below=0., # t, or 0: by words, if there are any
-):  # -> (...,1+C), or (...,C) where there is no way to tell a background
+):  # -> (...,1+C), or (...,C) without words and threshold for the background
     "Scores of the background and of the classes."
     own, ground = s[..., :n], s[..., n:]
     if below: ground = TAU * ((own / TAU).logsumexp(-1, keepdim=True) + math.log(below))
@@ -118,15 +118,15 @@ def with_background(
 
 # %% ../../nbs/evals/37_segmentation.ipynb #9797b580
 class Segmenter:
-    "Says which of some classes, named in words, each pixel of an image shows."
+    "Zero-shot segmentation: text classifier of pixels for classes given as words."
     def __init__(self,
         model,          # with a text tower and features of square patches
         words,          # for each class a text, or a tuple of texts
         templates=TEMPLATES, # prompts with {} where the text goes
-        background=(),  # texts for what is none of the classes
-        below=0.,       # what is in no class likelier than this is background; 0: nothing
+        background=(),  # texts for the background
+        below=0.,       # a pixel is background if no class has a higher probability than this; 0: off
         side=0,         # shorter side of images, see `resized`
-        batch=256,      # windows that are encoded at a time
+        batch=256,      # windows encoded at a time
     ):
         if len(words) < 2 - bool(background or below): raise UserError(f'segmentation chooses among classes, and there are {len(words)} (a background does not count)')
         if not 0 <= below < 1: raise UserError(f'the background is what is likely by less than a share from 0 to 1, given {below}')
@@ -134,10 +134,10 @@ class Segmenter:
         if side and side < model.image_size: raise UserError(f'side must be 0, or at least the {model.image_size} pixels of the model\'s images, given {side}')
         self.model, self.n, self.below, self.side, self.batch = model, len(words), below, side, batch
         self.w = classifier(model, [*words, *background], templates).to(device_of(model))                    # (C+K,E)
-        self.ground = int(bool(background or below))  # how many scores stand before those of the classes
+        self.ground = int(bool(background or below))  # number of scores before those of the classes
 
     def cosines(self, x, local=None):  # (B,3,S,S) uint8 -> (B,N,C+K)
-        "How near patches are to the classes and to words of the background."
+        "Cosines of patches with the classes and the background words."
         z = token_features(self.model, x, local)
         if z.shape[-1] == self.w.shape[1]: return z @ self.w.T
         raise UserError(f'`{name_of(self.model)}` has patch features of width {z.shape[-1]} and texts of width {self.w.shape[1]}: they cannot be compared')
@@ -145,10 +145,10 @@ class Segmenter:
 # %% ../../nbs/evals/37_segmentation.ipynb #428daca9
 def scores(
     segmenter,  # Segmenter
-    image,      # (B,3,H,W) uint8, no side shorter than the model's
-    local=None, # local features, or the plain ones; None: local ones where the model has them
-    shifts=1,   # per direction, see `over_shifts`; 0: all patches together answer for the whole window
-):  # -> (B,C,H,W), or (B,1+C,H,W) where there is a background
+    image,      # (B,3,H,W) uint8, no side shorter than the model's image size
+    local=None, # local features, or the plain ones; None: local ones if the model has them
+    shifts=1,   # per direction, see `over_shifts`; 0: the mean over all patches for the whole window
+):  # -> (B,C,H,W), or (B,1+C,H,W) with a background
     "Scores of the classes at each pixel."
     s, (h, w) = segmenter.model.image_size, image.shape[-2:]
     places = [(y, x) for y in starts(h, s, s // 2) for x in starts(w, s, s // 2)]
@@ -167,7 +167,7 @@ def winners(
     scores,  # (C,h,w)
     size,    # H and W
 ):  # -> (H,W) int64
-    "The class with the highest score at each pixel of a map of another size; of equals, the first."
+    "The class with the highest score at each pixel of a map of another size; the first in a tie."
     best, label = scores.new_full(size, -torch.inf), torch.zeros(size, dtype=torch.int32, device=scores.device)
     for k, s in enumerate(scores):
         if s.shape != tuple(size): s = F.interpolate(s[None, None], size, mode='bilinear')[0, 0]
@@ -176,7 +176,7 @@ def winners(
     return label.long()
 
 # %% ../../nbs/evals/37_segmentation.ipynb #5a4ff80d
-def _alike(views, n):  # images, scores of each pixel -> lists of numbers of images that have one size
+def _alike(views, n):  # images, number of scores per pixel -> lists of indices of images of one size
     for shape in dict.fromkeys(v.shape for v in views):
         rows = [i for i, v in enumerate(views) if v.shape == shape]
         k = max(1, 2**26 // (n * shape[1] * shape[2]))  # 256 MB of scores
@@ -186,9 +186,9 @@ def label_maps(
     segmenter,  # Segmenter
     images,     # list of (3,H,W) uint8 of any sizes
     local=None, # as in `scores`
-    shifts=4,   # per direction: maps finer than the patches
+    shifts=4,   # sub-patch shifts per direction, for maps finer than the patches
 ):  # -> list of pairs of (H,W) int64: the best class, from 0; the best of the background, 0, and the classes, from 1, or None without a background
-    "What each pixel of some images shows."
+    "Predicted label maps of images."
     views, out = [resized(x, segmenter.model.image_size, segmenter.side) for x in images], [None] * len(images)
     for rows in _alike(views, segmenter.n + 1):
         for i, s in zip(rows, scores(segmenter, torch.stack([views[i] for i in rows]), local, shifts)):
@@ -197,7 +197,7 @@ def label_maps(
     return out
 
 # %% ../../nbs/evals/37_segmentation.ipynb #0ee217c3
-def _looks(model, shifts):  # -> list of (end of the figures' names, local, shifts)
+def _looks(model, shifts):  # -> list of (suffix of the metrics' names, local, shifts)
     ways = [('', None, shifts)] + [('_plain', False, shifts)] * (getattr(model, 'last_attention', None) is not None)
     return ways + [(f'{end}_unshifted', local, 1) for end, local, _ in ways] * (shifts > 1)
 
@@ -222,8 +222,8 @@ def count_maps(
     index,      # list of samples
     ways,       # list of (name, local, shifts)
     batch=32,   # images at a time
-):  # -> (ways,2,n,n) int64: counts without the background and with it; how many samples could be read
-    "Compare predicted label maps with true ones, see `confusion`; processes share the work."
+):  # -> (ways,2,n,n) int64: counts without the background and with it; number of samples read
+    "Confusion matrices of predicted and true label maps, see `confusion`; processes share the work."
     n, first = len(source.semantic_names), int(grounded(source))
     def part(rows):
         counts, read = torch.zeros(len(ways), 2, n, n, dtype=torch.long), 0
@@ -246,7 +246,7 @@ def asked(
     background_words='', # sky|wall
     background_below=0., # threshold
 ):  # -> dict of arguments of a Segmenter
-    "What is asked of some data: as the data says, or as files and options do."
+    "The words, templates and background of a data set: its own, or those of files and options."
     words, forms, ground = prompts_of(source)
     if class_names: words = in_words(read_names(class_names, len(words)))
     if templates: forms = read_templates(templates)
@@ -260,9 +260,9 @@ def segmentation_picture(
     segmenter, # Segmenter
     source,    # with label maps
     n=5,       # images
-    shifts=4,  # of the finer map
+    shifts=4,  # sub-patch shifts per direction
 ):  # -> figure
-    "Images, their true label maps, those found in each way where objects are, and one that had to find the background too; what is not asked is white."
+    "Plot images, their true label maps, the predicted ones of each variant on objects, and one with background; other pixels are white."
     liked, first = shows_much(source), int(grounded(source))
     found = list(islice(_readable(source, sorted(subset(len(source), 400), key=lambda i: not liked(i))[:4 * n]), n))
     if not found: raise UserError('no sample with a label map could be read: there is nothing to draw')
@@ -279,19 +279,19 @@ def segmentation_picture(
 @task('zeroshot_segmentation', 'text', 'patches', 'maps', auto=False)
 def zeroshot_segmentation(
     model,   # with a text tower and features of patches
-    config,  # Config: eval_samples and batch bound the work
+    config,  # Config: eval_samples and batch are used
     source,  # with label maps
     *,
     class_names='',  # text file with class names, one to a line; empty = those of the data
     templates='',    # text file with prompt templates, one to a line; empty = those of the data or of the task
-    shifts=4,            # looks at each window per direction, for maps finer than the patches; 1 = as coarse as they are
+    shifts=4,            # sub-patch test-time shifts per direction, for maps finer than the patches; 1 = none
     side=0,              # shorter side of images in pixels; 0 = zeroshot_segmentation: as it is, between the model's own and 16/7 of it; semantic_segmentation: the model's own, -1 = as it is
-    background_words='', # words for the background, as sky|wall|ground; empty = those of the data, if it has any
-    background_below=0., # in place of words: a pixel is background where no class is likelier than this; 0 = off
-    per_class=False,     # the IoU of each class as well
+    background_words='', # words for the background, e.g. sky|wall|ground; empty = those of the data, if it has any
+    background_below=0., # in place of words: a pixel is background if no class has a higher probability than this; 0 = off
+    per_class=False,     # report the IoU of each class as well
     picture='',          # file to write a picture of some maps to, .png; empty = none
 ):  # -> dict
-    "Segmentation by the names of classes alone."
+    "Zero-shot segmentation by class names."
     if shifts < 1: raise UserError(f'shifts must be 1 or more, given {shifts}')
     segmenter = Segmenter(model, **asked(source, class_names, templates, background_words, background_below), side=side, batch=min(config.batch, 512))
     index, ways, first, out = subset(len(source), config.eval_samples), _ways(model, shifts), int(grounded(source)), {}
@@ -305,5 +305,5 @@ def zeroshot_segmentation(
     if picture and world()[0] == 0: save_figure(segmentation_picture(segmenter, source, shifts=shifts), picture)
     return out | dict(n=n)
 
-def _named(figure, end):  # chance stands behind the whole name
+def _named(figure, end):  # `_chance` is the last suffix
     return figure.removesuffix('_chance') + end + ('_chance' if figure.endswith('_chance') else '')
