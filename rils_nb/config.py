@@ -6,8 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/config.html.md"""
 
 # %% auto #0
 __all__ = ['RULES', 'FREE', 'RECIPES', 'Config', 'field_help', 'check_range', 'check', 'lower_is_better', 'differences',
-           'to_json', 'from_json', 'from_dict', 'parse_opts', 'register_recipe', 'all_recipes', 'changed', 'recipe',
-           'parser', 'parse']
+           'to_json', 'from_json', 'from_dict', 'parse_opts', 'register_recipe', 'all_recipes', 'apply_changes',
+           'recipe', 'parser', 'parse']
 
 # %% ../nbs/01_config.ipynb #89b389ff
 import argparse, dataclasses, importlib, json, math, sys
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 
 from fastcore.docments import docments
-from .core import Registry, UserError, nearest
+from .core import Registry, UserError, suggest
 
 # %% ../nbs/01_config.ipynb #642e54ec
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def from_dict(fields):  # dict: field -> value -> Config
     "A config from a dictionary of its fields."
     known = [f.name for f in dataclasses.fields(Config)]
     for k in fields:
-        if k not in known: raise UserError(f'unknown config field `{k}`{nearest(k, known)}')
+        if k not in known: raise UserError(f'unknown config field `{k}`{suggest(k, known)}')
     return Config(**fields)
 
 # %% ../nbs/01_config.ipynb #9483666e
@@ -167,7 +167,7 @@ def parse_opts(
     for item in filter(None, (o.strip() for o in opts.split(','))):
         k, eq, v = (s.strip() for s in item.partition('='))
         if not eq: raise UserError(f'options are key=value,key=value; given `{item}`')
-        if k not in allowed: raise UserError(f'unknown option `{k}`{nearest(k, allowed)} (valid: {", ".join(allowed)})')
+        if k not in allowed: raise UserError(f'unknown option `{k}`{suggest(k, allowed)} (valid: {", ".join(allowed)})')
         given[k] = _value(k, v, type(allowed[k]))
         if type(allowed[k]) is str and _all_numbers(allowed[k]): _check_finite(k, v)
     return given
@@ -206,7 +206,7 @@ def all_recipes():  # -> RECIPES, after all recipe modules are imported
     return RECIPES
 
 # %% ../nbs/01_config.ipynb #24e68360
-def changed(
+def apply_changes(
     config, # Config
     given,  # dict: field -> value given by the user
 ):  # -> Config
@@ -223,8 +223,8 @@ def recipe(
 ):  # -> Config
     "A recipe's config with changes: the notebook's equivalent of the command line."
     for k in kwargs:
-        if k not in Config.__dataclass_fields__: raise UserError(f'unknown config field `{k}`{nearest(k, Config.__dataclass_fields__)}')
-    return changed(all_recipes()[name](), kwargs)
+        if k not in Config.__dataclass_fields__: raise UserError(f'unknown config field `{k}`{suggest(k, Config.__dataclass_fields__)}')
+    return apply_changes(all_recipes()[name](), kwargs)
 
 # %% ../nbs/01_config.ipynb #c62060cc
 class _Parser(argparse.ArgumentParser):
@@ -258,11 +258,11 @@ def parse(
     flags = [f'--{f.name}' for f in dataclasses.fields(Config)]
     for a in argv:
         flag = a.partition('=')[0]
-        if flag.startswith('--') and flag not in flags + ['--help']: raise UserError(f'unknown flag `{flag}`{nearest(flag, flags)} (all flags: --help)')
+        if flag.startswith('--') and flag not in flags + ['--help']: raise UserError(f'unknown flag `{flag}`{suggest(flag, flags)} (all flags: --help)')
     given = vars(parser().parse_args(argv))
     name = given.pop('recipe')
     base = _base(name)
     kinds = {f.name: f.type for f in dataclasses.fields(Config)}
     given = {k: _value(k, v, kinds[k]) for k, v in given.items()}
-    config = changed(base, given)
+    config = apply_changes(base, given)
     return config if config.out else replace(config, out=f'runs/{name.removesuffix("/config.json")}')

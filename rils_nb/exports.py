@@ -27,7 +27,7 @@ from .model import SIZES
 # %% ../nbs/40_export.ipynb #1182ab45
 TARGETS = Registry('target')
 
-def _opened_with(method):  # timm has this package's encoders once the module that registers them is imported
+def _modules_to_import(method):  # timm has this package's encoders once the module that registers them is imported
     module = model_entrypoint(SIZES[method.config.size].timm).__module__
     return f'import {module}; ' if module.startswith('rils_nb.') else ''
 
@@ -56,7 +56,7 @@ def to_open_clip(
     keep = {k: v.squeeze() if k in ('logit_scale', 'logit_bias') else v for k, v in method.state_dict().items()
             if k.startswith(('visual.', 'text.', 'logit_'))}
     write_tensors(keep, Path(folder)/'open_clip_model.safetensors')
-    return _opened_with(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
+    return _modules_to_import(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
 # %% ../nbs/40_export.ipynb #a1d70dea
 def _timm_config(method, args):  # -> dict, the content of config.json
@@ -77,7 +77,7 @@ def to_timm(
     args, tensors = method.as_timm()
     write_text(Path(folder)/'config.json', json.dumps(_timm_config(method, args), indent=1))
     write_tensors(tensors, Path(folder)/'model.safetensors')
-    return _opened_with(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
+    return _modules_to_import(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
 
 # %% ../nbs/40_export.ipynb #1ee974eb
 _NAMES = {'visual.decoder_embed.': 'decoder.embed.', 'visual.mask_token': 'decoder.mask_token', 'visual.decoder_pos_embed': 'decoder.pos_embed',

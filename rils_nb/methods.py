@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/methods.html.md"""
 
 # %% auto #0
 __all__ = ['METHODS', 'COMPILE_STEPS', 'Method', 'Momentum', 'constructors', 'options', 'option_help', 'import_methods',
-           'completed', 'stacks', 'make', 'choose_compiled']
+           'complete_config', 'stacks', 'make', 'choose_compiled']
 
 # %% ../nbs/12_methods.ipynb #f4dc7ee6
 import copy, importlib.util, inspect, pkgutil
@@ -19,7 +19,7 @@ from torch import nn
 import rils_nb.columns, rils_nb.dense, rils_nb.pretraining, rils_nb.transfer
 from .core import Registry, UserError
 from .config import parse_opts
-from .processes import local
+from .processes import local_part
 from .loader import as_batch, eval_view
 from .masking import MASKINGS, n_visible
 from .weights import cast_weights, recompute
@@ -132,12 +132,12 @@ class Momentum(nn.Module):
         beta,   # momentum of the average, below 1
     ):
         "Update the average with the module's weights."
-        old, new = ([local(p) for p in m.parameters()] for m in (self.copy, module))
+        old, new = ([local_part(p) for p in m.parameters()] for m in (self.copy, module))
         torch._foreach_lerp_(old, new, 1 - beta)
 
 # %% ../nbs/12_methods.ipynb #f5163686
 @patch
-def in_parts(self:Method,
+def accumulate(self:Method,
     f,        # function of slices of `tensors`; returns a tuple of tensors, each over the batch
     *tensors, # each (B,...)
     **whole,  # further arguments of `f` that are valid for the whole batch only: left out if it is split
@@ -173,7 +173,7 @@ def import_methods():
     for package in (rils_nb.columns, rils_nb.dense, rils_nb.pretraining, rils_nb.transfer):
         for m in pkgutil.iter_modules(package.__path__): importlib.import_module(f'{package.__name__}.{m.name}')
 
-def completed(
+def complete_config(
     config,  # Config
     source,  # training data, any reader
 ):  # -> Config

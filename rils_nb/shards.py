@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
-from .core import UserError, aside_of, key
+from .core import UserError, temp_path, hash_key
 from .image_files import IMAGES, OTHER_IMAGES, explain_suffix
 
 # %% ../nbs/05_shards.ipynb #cb70dc00
@@ -196,7 +196,7 @@ def _index(path):  # the result of `scan`, from the index if there is a valid on
     try: rows, bad = scan(path)
     except tarfile.ReadError: return np.zeros((0, 8), np.uint32), [('tar', f'{path} is no tar file')], False
     try:
-        with open(aside_of(beside), 'wb') as f: np.savez_compressed(f, rows=rows, stamp=stamp, bad=json.dumps(bad))
+        with open(temp_path(beside), 'wb') as f: np.savez_compressed(f, rows=rows, stamp=stamp, bad=json.dumps(bad))
         os.replace(f.name, beside)
     except OSError: return rows, bad, False  # the folder cannot be written: scanned again next time
     return rows, bad, True
@@ -219,7 +219,7 @@ def shard_paths(spec):  # 'a/{000..009}.tar', 'a/*.tar' or a list of these separ
 def _after_the_first(folder):  # of the shards: one process per machine scans, the others wait and read its indexes
     if int(os.environ.get('LOCAL_WORLD_SIZE', 1)) == 1 or not fcntl or not os.access(folder, os.W_OK): yield  # without such locks every process scans
     else:
-        with open(Path(tempfile.gettempdir())/f'rils-scan-{os.getuid()}-{key(os.path.realpath(folder))}', 'a') as lock:
+        with open(Path(tempfile.gettempdir())/f'rils-scan-{os.getuid()}-{hash_key(os.path.realpath(folder))}', 'a') as lock:
             try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError: fcntl.flock(lock, fcntl.LOCK_SH)  # until the first is done, then all at once
             yield

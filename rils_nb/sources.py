@@ -34,7 +34,7 @@ class Source:
         "Label or None, and name, of sample `i`; without reading its image, if the format allows that."
         return self.raw(i)[3:]
     def annotation(self, i): return {}  # pixel annotations: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,), size: (H,W) to which boxes refer
-    def searched(self, i): return {}    # LVIS's neg_category_ids and not_exhaustive_category_ids of sample `i`, counted from 0
+    def searched_classes(self, i): return {}    # LVIS's neg_category_ids and not_exhaustive_category_ids of sample `i`, counted from 0
     def object_labels(self, i): return self.annotation(i).get('labels', ())  # classes of the objects of sample `i`, if possible without their masks
     @cached_property
     def object_images(self):

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from ..config import parse_opts
-from ..core import UserError, nearest, notice
-from ..datasets import listed
+from ..core import UserError, suggest, warn
+from ..datasets import shipped_classes
 from ..loader import IGNORED
 from ..folders import _folder, _images
 from ..readers import READERS, Shards
@@ -67,8 +67,8 @@ def names_of(
     folder='', # that the file's path is relative to
 ):  # -> list of str
     "Names of the classes of label maps."
-    if given == 'ade20k': return list(listed('ade20k'))
-    if given == 'voc': return ['background', *listed('voc')]
+    if given == 'ade20k': return list(shipped_classes('ade20k'))
+    if given == 'voc': return ['background', *shipped_classes('voc')]
     if given.isdigit(): names = [str(i) for i in range(int(given))]
     else:
         path = Path(folder)/given
@@ -186,7 +186,7 @@ def ade20k(
     o = dict(split='training', names='ade20k', first=1, white=-1) | parse_opts(given, dict(split='', names='', first=1, white=-1))
     root = _below(folder, 'annotations', 'ADEChallengeData2016')
     images, splits = root/'images'/o['split'], sorted(p.name for p in (root/'annotations').iterdir() if p.is_dir())
-    if o['split'] not in splits: raise UserError(f'`{root}` has no split `{o["split"]}`{nearest(o["split"], splits)} (it has {", ".join(splits)})')
+    if o['split'] not in splits: raise UserError(f'`{root}` has no split `{o["split"]}`{suggest(o["split"], splits)} (it has {", ".join(splits)})')
     maps = root/'annotations'/o['split']
     return LabelMaps([(p, maps/p.relative_to(images).with_suffix('.png')) for p in _images(images)], names_of(o['names'], root), o['first'], o['white'])
 
@@ -200,9 +200,9 @@ def voc(
     root = _below(folder, 'JPEGImages', 'VOC2012', 'VOCdevkit/VOC2012')
     of = lambda *folders: {p.stem: p for f in folders for p in sorted((root/'ImageSets'/f).glob('*.txt'))}
     lists = of('Segmentation') or of('', 'Main')
-    if o['split'] not in lists: raise UserError(f'`{root}` has no list `{o["split"]}`{nearest(o["split"], lists)} (it has {", ".join(lists)})')
+    if o['split'] not in lists: raise UserError(f'`{root}` has no list `{o["split"]}`{suggest(o["split"], lists)} (it has {", ".join(lists)})')
     shown, lost = read_set(lists[o['split']].read_text(encoding='utf-8-sig', errors='replace'))
-    if lost: notice(f'`{lists[o["split"]]}` says of {lost} images that they do not show its class (-1): they are left out')
+    if lost: warn(f'`{lists[o["split"]]}` says of {lost} images that they do not show its class (-1): they are left out')
     photos = {p.stem: p for p in sorted(_images(root/'JPEGImages'), key=lambda p: p.suffix.lower() == '.jpg')}
     return LabelMaps([_voc_pair(words, photos, root, o['maps']) for words in shown], names_of(o['names'], root), o['first'], o['white'])
 

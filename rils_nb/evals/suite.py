@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from torchvision.transforms import Compose, InterpolationMode, v2
-from ..core import Registry, UserError, nearest
+from ..core import Registry, UserError, suggest
 from ..datasets import BENCHMARKS, METRICS
 from .zeroshot import zeroshot
-from ..features import features, sharing
-from ..harness import NEEDS, bounds, launched, on_device, record, where
+from ..features import features, share_features
+from ..harness import NEEDS, eval_config, join_launch, use_device, record, locate_results
 from ..processes import world
 from ..libraries import LibraryView, load_model, name_of, view_of
 from ..sources import Source, Wrapper
@@ -67,7 +67,7 @@ del PAPER['average']
 @dataclass(frozen=True)
 class Suite:
     "Data sets that are reported together."
-    names: tuple     # of the data sets
+    parse_class_names: tuple     # of the data sets
     averaged: tuple  # data sets in the average
     printed: dict    # model -> average as printed in the paper
 
@@ -87,7 +87,7 @@ def suite_of(spec):  # 'zeroshot21', 'food101,pets' -> Suite
     parts, chosen = [p.strip() for p in spec.split(',') if p.strip()], []
     for p in parts:
         if p not in SUITES and p not in BENCHMARKS:
-            raise UserError(f'unknown suite `{p}`{nearest(p, [*SUITES, *BENCHMARKS])} (valid: {", ".join(SUITES)}, or data sets: {", ".join(BENCHMARKS)})')
+            raise UserError(f'unknown suite `{p}`{suggest(p, [*SUITES, *BENCHMARKS])} (valid: {", ".join(SUITES)}, or data sets: {", ".join(BENCHMARKS)})')
         chosen += SUITES[p].names if p in SUITES else [p]
     if not chosen: raise UserError(f'--suite names no suite (valid: {", ".join(SUITES)}, or data sets as food101,pets)')
     return Suite(tuple(dict.fromkeys(chosen)), tuple(dict.fromkeys(chosen)), {})
@@ -127,7 +127,7 @@ def results(
 
 # %% ../../nbs/evals/26_suite.ipynb #672647c7
 def _result(model, source, benchmark, config):  # -> metrics, protocol
-    with sharing():  # `zeroshot` reuses the features
+    with share_features():  # `zeroshot` reuses the features
         bad = features(model, source, config.eval_samples, config.batch, config.workers)['bad']
         asked = min(config.eval_samples or len(source), len(source))
         if bad > 0.01 * asked:
@@ -195,9 +195,9 @@ def suite_command(
     if not there:
         raise UserError(f'no data set of `{a["suite"]}` is in `{root}`: {suite.names[0]}, for example, is looked for as '
                         f'`{Path(root)/BENCHMARKS[suite.names[0]].folder}`, and comes from {BENCHMARKS[suite.names[0]].origin}')
-    with launched(a.get('device', '')) as device:
-        model = on_device(load_model(a['model']), device)
-        config, (step, path), done = replace(bounds(model, a), eval_samples=a.get('n', 0)), where(a['model']), {}
+    with join_launch(a.get('device', '')) as device:
+        model = use_device(load_model(a['model']), device)
+        config, (step, path), done = replace(eval_config(model, a), eval_samples=a.get('n', 0)), locate_results(a['model']), {}
         for name, figures, protocol in results(model, there, root, config):
             if not done: print(header())
             print(row(name, figures), flush=True)

@@ -11,8 +11,8 @@ __all__ = ['TEMPLATES', 'classifier', 'read_names', 'accuracy', 'zeroshot']
 import torch
 import torch.nn.functional as F
 from ..core import UserError
-from ..features import features, finite, text_features
-from ..harness import hit, task
+from ..features import features, require_finite, text_features
+from ..harness import expected_recall_at_k, task
 from ..labels import load_names, prompt_names, read_templates
 
 # %% ../../nbs/evals/20_zeroshot.ipynb #8ad97ae2
@@ -45,8 +45,8 @@ def accuracy(
     labels,  # (n,)
 ):  # -> dict
     "Top-1, top-5, and top-1 averaged over the classes that occur."
-    c, own = scores.shape[1], finite(scores, 'rows of scores').gather(1, labels[:, None])
-    top = lambda k: hit((scores > own).sum(1), (scores == own).sum(1), torch.ones(len(labels)), k)
+    c, own = scores.shape[1], require_finite(scores, 'rows of scores').gather(1, labels[:, None])
+    top = lambda k: expected_recall_at_k((scores > own).sum(1), (scores == own).sum(1), torch.ones(len(labels)), k)
     top1 = top(1)
     per_class = [top1[labels == k].mean() for k in labels.unique()]
     out = dict(top1=top1.mean().item(), top1_chance=1 / c, mean_per_class=torch.stack(per_class).mean().item(), mean_per_class_chance=1 / c)
