@@ -6,8 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/evals/datasets.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGENET', 'METRICS', 'BENCHMARKS', 'SEVEN', 'normalise_name', 'parse_class_names', 'shipped_classes', 'Found',
-           'torchvision_set', 'Files', 'list_class_folders', 'file_list', 'Benchmark', 'Labelled', 'expand_prompts',
-           'declare']
+           'torchvision_set', 'Files', 'list_class_folders', 'file_list', 'Benchmark', 'LabelledImages',
+           'expand_prompts', 'declare']
 
 # %% ../nbs/evals/25_datasets.ipynb #0fada301
 import random, re
@@ -181,7 +181,7 @@ def labels(self:Benchmark,
     return out
 
 # %% ../nbs/evals/25_datasets.ipynb #a46fa46b
-class Labelled(Source):
+class LabelledImages(Source):
     "The images of a benchmark."
     def __init__(self,
         name,       # of the benchmark
@@ -210,7 +210,7 @@ def open(self:Benchmark,
                 raise UserError(f'{self.name} is read with {library}, which is not installed: pip install {library}')
         why = str(e).partition(' You can use')[0]  # torchvision's hint: download=True
         raise UserError(f'{self.name}: `{where}` could not be read as its authors lay it out: {type(e).__name__}: {why}')
-    return Labelled(self.name, found.images, self.labels(found), list(self.classes.values()), self.templates)
+    return LabelledImages(self.name, found.images, self.labels(found), list(self.classes.values()), self.templates)
 
 # %% ../nbs/evals/25_datasets.ipynb #53003ca1
 def expand_prompts(

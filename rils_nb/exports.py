@@ -18,7 +18,7 @@ from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.models import model_entrypoint
 from .config import Config
 from .core import Registry, UserError, write_text, writing_folder
-from .formats import describe, kind_of_folder, kind_of_names, read_config, tensor_names
+from .formats import describe_file, kind_of_folder, kind_of_names, read_config, tensor_names
 from .libraries import load_model
 from .methods import Method, make
 from .runs import read_tensors, write_tensors
@@ -160,7 +160,7 @@ def from_transformers(
 ):  # -> str, how to open it
     "Rewrite transformers' CLIP in open_clip's format."
     files = sorted(Path(source).glob('model*.safetensors'))
-    if not files or read_config(source).get('model_type') != 'clip': raise UserError(describe(source))
+    if not files or read_config(source).get('model_type') != 'clip': raise UserError(describe_file(source))
     config, tensors = _clip_config(source), rename_transformers({k: v.float() for f in files for k, v in read_tensors(f).items()})
     write_text(Path(folder)/'open_clip_config.json', json.dumps(config, indent=1))
     write_tensors(tensors, Path(folder)/'open_clip_model.safetensors')

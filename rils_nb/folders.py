@@ -118,7 +118,7 @@ class Folder(Source):
         self.paths = [Path(path, n) for n in order]
         self.texts = {i: found[n] for i, n in enumerate(order) if os.path.splitext(os.path.basename(n))[0] + '.txt' != found[n]}
     def __len__(self): return len(self.paths)
-    def about(self, i): return None, str(self.paths[i])
+    def label_and_name(self, i): return None, str(self.paths[i])
     def raw(self, i):
         p = self.paths[i]
         return read_bytes(p), p.suffix, read_bytes(p.with_name(self.texts[i]) if i in self.texts else p.with_suffix('.txt')), None, str(p)
@@ -148,7 +148,7 @@ class ClassFolders(Source):
         self.beside = sorted(beside)
         self._say(path)
     def __len__(self): return len(self.paths)
-    def about(self, i): return self.paths[i][1], str(self.paths[i][0])
+    def label_and_name(self, i): return self.paths[i][1], str(self.paths[i][0])
     def raw(self, i):
         p, label = self.paths[i]
         return read_bytes(p), p.suffix, None, label, str(p)

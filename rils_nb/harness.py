@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/harness.html.md"""
 
 # %% auto #0
 __all__ = ['PROTOCOL', 'EVALS', 'NEEDS', 'task', 'expected_recall_at_k', 'expected_accuracy', 'missing', 'import_tasks', 'choose',
-           'options', 'run_tasks', 'build_info', 'record', 'format_metric', 'format_table', 'eval_config',
+           'evaluation_options', 'run_tasks', 'build_info', 'record', 'format_metric', 'format_table', 'eval_config',
            'locate_results', 'use_device', 'meet_teacher', 'join_launch', 'evaluate_command', 'evaluate']
 
 # %% ../nbs/19_harness.ipynb #7930f8f8
@@ -130,7 +130,7 @@ def choose(
     return [t for t in names if t]
 
 # %% ../nbs/19_harness.ipynb #e6fe47d6
-def options(evaluate):  # -> dict: keyword-only argument -> default
+def evaluation_options(evaluate):  # -> dict: keyword-only argument -> default
     "The options of an evaluation."
     return {p.name: p.default for p in inspect.signature(evaluate).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
@@ -151,7 +151,7 @@ def run_tasks(
     _say_if_trained_on(model, config)
     with share_features():
         for t in names:
-            kw = {k: v for k, v in kwargs.items() if k in options(EVALS[t])}
+            kw = {k: v for k, v in kwargs.items() if k in evaluation_options(EVALS[t])}
             results |= {f'{t}/{k}': v for k, v in EVALS[t](model, config, source, **kw).items()}
     return results
 
@@ -172,7 +172,7 @@ def record(
     **kwargs,     # options of the tasks that were given; the others are written with their defaults
 ):
     "Append one line for each task."
-    config, known = getattr(model, 'config', None), {t: options(f) for t, f in EVALS.items()}
+    config, known = getattr(model, 'config', None), {t: evaluation_options(f) for t, f in EVALS.items()}
     named = dict(protocol=PROTOCOL, model=model if isinstance(model, str) else getattr(model, 'spec', name_of(model)), step=step, data=data, columns=columns, **build_info(model))
     for t in dict.fromkeys(k.partition('/')[0] for k in results):
         metrics = {k.partition('/')[2]: v for k, v in results.items() if k.startswith(f'{t}/')}
@@ -300,7 +300,7 @@ def evaluate(
 ):  # -> dict: 'task/figure' -> value; `format_table` shows it
     "Evaluate a model on data."
     import_tasks()
-    known = {k for f in EVALS.values() for k in options(f)}
+    known = {k for f in EVALS.values() for k in evaluation_options(f)}
     for k in kwargs:
         if k not in known: raise UserError(f'no task has an option `{k}`{suggest(k, known)}')
     if isinstance(model, (str, Path)): model = use_device(load_model(model), device)

@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 from .core import Registry, UserError, suggest, warn
 from .fetching import report_fetch_errors, capture_missing
-from .formats import PICKLES, describe, kind_of_folder, rewriting
+from .formats import PICKLES, describe_file, kind_of_folder, rewriting
 from .loader import as_batch, eval_view
 from .samples import unit_pixels
 from .model import local_attention
@@ -68,7 +68,7 @@ def _without_registers(trunk, x, class_token):  # a timm model, (B,P+N,D) with P
     patches = x[:, trunk.num_prefix_tokens:]
     return torch.cat([x[:, :1], patches], 1) if class_token and trunk.num_prefix_tokens else patches
 
-def _kept_local(model, local):
+def _without_hub(model, local):
     if local and model.last_attention is None: raise UserError(f'`{model.name}` has no attention in its last block, so it gives no local features')
     return local_attention(model.last_attention) if local else nullcontext()
 
@@ -104,12 +104,12 @@ class OpenCLIP(Library):
 @patch
 def _of_timm(self:OpenCLIP, image, local=False, class_token=False):       # (B,3,S,S) uint8 -> (B,N,E), or (B,1+N,E)
     v = self.net.visual
-    with _kept_local(self, local): return v.head(_without_registers(v.trunk, v.trunk.forward_features(self.normalise(image)), class_token))
+    with _without_hub(self, local): return v.head(_without_registers(v.trunk, v.trunk.forward_features(self.normalise(image)), class_token))
 
 @patch
 def _of_open_clip(self:OpenCLIP, image, local=False, class_token=False):  # (B,3,S,S) uint8 -> (B,N,E), or (B,1+N,E)
     v = self.net.visual
-    with _kept_local(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 0 if class_token else 1:]
+    with _without_hub(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 0 if class_token else 1:]
     return x if v.proj is None else x @ v.proj
 
 # %% ../nbs/15_libraries.ipynb #92bc4ee7
@@ -143,7 +143,7 @@ class Timm(Library):
     def last_attention(self): return _last_attention(self.net)
     def encode_tokens(self, image, local=False, class_token=False):  # (B,3,S,S) uint8, local features or not, with the class token before them or not -> (B,N,D) or (B,1+N,D)
         "Features of all patches, or of all positions of a convolutional network's last map."
-        with _kept_local(self, local): x = self.net.forward_features(self.normalise(image))
+        with _without_hub(self, local): x = self.net.forward_features(self.normalise(image))
         return x.flatten(2).transpose(1, 2) if x.ndim == 4 else _without_registers(self.net, x, class_token)
 
 # %% ../nbs/15_libraries.ipynb #48f468c2
@@ -173,7 +173,7 @@ def _file_of(weights):  # the part behind the slash -> a safetensors file, or No
     path = Path(weights)
     if not path.suffix or not (path.exists() or path.suffix in ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')): return None
     if not path.is_file(): raise UserError(f'the file of weights `{path}` does not exist')
-    if path.suffix != '.safetensors': raise UserError(describe(path))
+    if path.suffix != '.safetensors': raise UserError(describe_file(path))
     return path
 
 def _say_rest(spec, base, model):  # report what comes from the name, since the file does not record it

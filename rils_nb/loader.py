@@ -56,7 +56,7 @@ class Plan:
 
 # %% ../nbs/07_loader.ipynb #89aeacd0
 @patch
-def at(self:Plan, position):  # -> (epoch, sample)
+def sample_at(self:Plan, position):  # -> (epoch, sample)
     "The sample at a position."
     e, p = divmod(position, self.n)
     firsts = self.epoch(e)[1]
@@ -73,7 +73,7 @@ def rows(self:Plan,
     "The samples of one process in one step."
     if batch % world: raise UserError(f'a batch of {batch} cannot be shared by {world} processes: give a multiple of {world}')
     first = step * batch + rank * (batch // world)
-    return [self.at(p) for p in range(first, first + batch // world)]
+    return [self.sample_at(p) for p in range(first, first + batch // world)]
 
 # %% ../nbs/07_loader.ipynb #7b79db81
 VIEWS = Registry('view')
@@ -186,11 +186,11 @@ def annotation_of(
     size = tuple(found.pop('size', (h, w)))
     for x in (found[name] for name in ('semantic', 'masks') if name in found):
         if x.shape[-2:] != (h, w):
-            raise BadSample('map', f'{source.about(i)[1]} (the map has {x.shape[-1]}x{x.shape[-2]} pixels, the image {w}x{h})')
+            raise BadSample('map', f'{source.label_and_name(i)[1]} (the map has {x.shape[-1]}x{x.shape[-2]} pixels, the image {w}x{h})')
     if size != (h, w):  # boxes alone have no size, and smaller ones fit into any image
-        raise BadSample('boxes', f'{source.about(i)[1]} (its boxes refer to {size[1]}x{size[0]} pixels, the image has {w}x{h})')
+        raise BadSample('boxes', f'{source.label_and_name(i)[1]} (its boxes refer to {size[1]}x{size[0]} pixels, the image has {w}x{h})')
     if len(far := found.get('boxes', ())) and (far[:, 2:].amax(0) > torch.tensor([w + 1, h + 1])).any():
-        raise BadSample('boxes', f'{source.about(i)[1]} (a box reaches to {far[:, 2].max():g}, {far[:, 3].max():g}, the image has {w}x{h} pixels)')
+        raise BadSample('boxes', f'{source.label_and_name(i)[1]} (a box reaches to {far[:, 2].max():g}, {far[:, 3].max():g}, the image has {w}x{h} pixels)')
     return found
 
 # %% ../nbs/07_loader.ipynb #7fccbc98
@@ -206,11 +206,11 @@ class Views(Dataset):
         bad, (epoch, i) = [], row
         for attempt in range(100):
             k = hash_key(self.seed, epoch, i)
-            try: return self.seen(i, k) | dict(keys=k, samples=i, bad=bad)
+            try: return self.view_sample(i, k) | dict(keys=k, samples=i, bad=bad)
             except BadSample as e: bad.append((e.kind, e.where))
             i = hash_key(self.seed, epoch, i, 'instead', attempt) % len(self.source)
         raise Unusable(f'100 samples in a row are damaged, the last one: {bad[-1][0]} {bad[-1][1]}; look at the data with rils-data check')
-    def seen(self, i, k):  # sample, key -> dict
+    def view_sample(self, i, k):  # sample, key -> dict
         sample = self.source.read(i)
         known = dict(annotation=annotation_of(self.source, i, sample['image'])) if self.asking else {}
         made = {name: f(sample, k, **(known if name in self.asking else {})) for name, f in self.views.items()}

@@ -28,9 +28,9 @@ from .table_files import show_text
 from .tables import Manifest, _Rows
 
 # %% ../nbs/06_readers.ipynb #90eda190
-def _name_files(path): return _beside(path, 'classes', 'classnames.txt')
+def _name_files(path): return _find_sidecars(path, 'classes', 'classnames.txt')
 
-def _beside(path, what, public):  # shard -> possible files of its pack: NAME-what.txt, as `pack` writes it, or a public pack's
+def _find_sidecars(path, what, public):  # shard -> possible files of its pack: NAME-what.txt, as `pack` writes it, or a public pack's
     folder = os.path.dirname(path)
     return [p for p in (re.sub(r'-\d+\.tar$', f'-{what}.txt', path), os.path.join(folder, public), os.path.normpath(os.path.join(folder, '..', public))) if p != path]
 
@@ -57,7 +57,7 @@ class Shards(Source):
     @property
     def sizes(self): return self.lengths
     def __len__(self): return self.starts[-1]
-    def about(self, i): return self._parts(i)[1:]
+    def label_and_name(self, i): return self._parts(i)[1:]
 
 # %% ../nbs/06_readers.ipynb #59c17d95
 @patch
@@ -196,7 +196,7 @@ def _label(self:Shards, get, name):  # function that reads a .cls, name of the s
 
 @patch(as_prop=True)
 def templates(self:Shards):
-    file = next(filter(os.path.isfile, _beside(self.paths[0], 'templates', 'zeroshot_classification_templates.txt')), None)
+    file = next(filter(os.path.isfile, _find_sidecars(self.paths[0], 'templates', 'zeroshot_classification_templates.txt')), None)
     if file: warn(f'the prompts are those of `{file}`')
     return read_templates(file) if file else None
 

@@ -25,7 +25,7 @@ from .samples import count_kinds
 from .shards import WINDOW
 from .methods import make
 import rils_nb.order  # adds `fingerprint` to sources
-from .formats import describe
+from .formats import describe_file
 
 # %% ../nbs/14_runs.ipynb #fbaa9e13
 WEIGHTS, EMA, CLASSES = 'model.safetensors', 'ema.safetensors', 'classes.txt'
@@ -81,7 +81,7 @@ def not_finite(tensors):  # dict: name -> tensor -> list of names
     "The tensors that hold a NaN or an infinity."
     return [k for k, v in tensors.items() if not v.isfinite().all()]
 
-def _spoilt(folder):  # describes the weights of a checkpoint that are not finite, or ''
+def _find_not_finite(folder):  # describes the weights of a checkpoint that are not finite, or ''
     wrong = [f'{file}: {k}' for file in (WEIGHTS, EMA) if (folder/file).exists() for k in not_finite(read_tensors(folder/file))]
     return f'{len(wrong)} tensors are not finite (NaN or infinity), e.g. {wrong[0]}' if wrong else ''
 
@@ -93,7 +93,7 @@ def _fault(folder):  # the fault of a checkpoint, or ''
     except (SafetensorError, OSError): return f'{WEIGHTS} cannot be opened'
     if not (folder/'config.json').exists(): return 'it has no config.json'
     wrong = verify_checksums(folder)
-    return f'{", ".join(wrong)} changed since it was written, see {SUMS}' if wrong else _spoilt(folder)
+    return f'{", ".join(wrong)} changed since it was written, see {SUMS}' if wrong else _find_not_finite(folder)
 
 # %% ../nbs/14_runs.ipynb #a89f63c1
 def newest_checkpoint(run):  # run folder or checkpoint folder -> checkpoint folder
@@ -101,10 +101,10 @@ def newest_checkpoint(run):  # run folder or checkpoint folder -> checkpoint fol
     with read_errors(run): return _newest(resolve_checkpoint(run))
 
 def _newest(run):
-    if other := describe(run): raise UserError(other)
+    if other := describe_file(run): raise UserError(other)
     if (run/WEIGHTS).exists():
         if wrong := verify_checksums(run): raise UserError(f'`{run}` is damaged: {", ".join(wrong)} changed since it was written, see {SUMS}')
-        if wrong := _spoilt(run): raise UserError(f'`{run}` is of no use: {wrong}; take an earlier checkpoint')
+        if wrong := _find_not_finite(run): raise UserError(f'`{run}` is of no use: {wrong}; take an earlier checkpoint')
         return run
     found = checkpoints_of(run)[::-1]
     faults = {}

@@ -257,7 +257,7 @@ def read(self:Scenes, i):  # -> dict: image (3,S,S) uint8, captions, label, name
                 label=int(self.table['label'][i]), name=f'scene-{i}')
 
 @patch
-def about(self:Scenes, i):  # -> label, name
+def label_and_name(self:Scenes, i):  # -> label, name
     "Label and name of sample `i`, as in `read`, without its image and captions."
     return int(self.table['label'][i]), f'scene-{i}'
 

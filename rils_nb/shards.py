@@ -58,7 +58,7 @@ def _open_tar(f, size):  # at the first block that tarfile accepts as a header
     raise tarfile.ReadError('no header')
 
 # %% ../nbs/05_shards.ipynb #a9aff59f
-def _lost(file, start, stop, padding):  # whether there is more than padding between two members
+def _has_more(file, start, stop, padding):  # whether there is more than padding between two members
     os.lseek(file, start, os.SEEK_SET)
     first = os.read(file, 512)
     if first[156:157] == b'g' and first[257:262] == b'ustar': return False  # a global header, as git archive writes it
@@ -77,7 +77,7 @@ def _members(path, bad):  # yields the members whose data are complete; losses a
                 bad.append(('tar', f'{path} ends in the middle ({e})'))
                 break
             begin = member.offset if member else size
-            if begin > end and _lost(f.fileno(), end, begin, 2**14 if member else 2**20):
+            if begin > end and _has_more(f.fileno(), end, begin, 2**14 if member else 2**20):
                 bad.append(('tar', f'{path}: no header can be read in bytes {end} to {begin}'))
             if member is None: break
             stored = member.size if member.isreg() and member.sparse is None else max(0, tar.offset - member.offset_data)

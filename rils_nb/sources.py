@@ -30,7 +30,7 @@ class Source:
     def raw(self, i):
         "Undecoded sample: image bytes, suffix, captions (anything), label or None, name."
         raise NotImplementedError
-    def about(self, i):
+    def label_and_name(self, i):
         "Label or None, and name, of sample `i`; without reading its image, if the format allows that."
         return self.raw(i)[3:]
     def annotation(self, i): return {}  # pixel annotations: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,), size: (H,W) to which boxes refer
@@ -84,7 +84,7 @@ def _delegate(name):  # a method that calls the source's, if it has one
     ask.__name__ = name
     return ask
 
-for _name in ('raw', 'about', 'annotation', 'searched', 'object_labels'): setattr(Wrapper, _name, _delegate(_name))
+for _name in ('raw', 'label_and_name', 'annotation', 'searched_classes', 'object_labels'): setattr(Wrapper, _name, _delegate(_name))
 
 def has_files(source):  # any reader -> bool
     "Whether samples are files, whose bytes `raw` returns."

@@ -58,7 +58,7 @@ def interruptible(self:Stop,
 
 @patch
 @contextmanager
-def held(self:Stop):
+def delay(self:Stop):
     "Delay the interruption to the end of this block, so that no communication between processes is cut off."
     before, self.at_once = self.at_once, False
     try: yield

@@ -170,7 +170,7 @@ def _merge(self:Manifest, rows):  # whose hashes are equal -> a row for each ima
 
 # %% ../nbs/05a_tables.ipynb #45fb9746
 @patch
-def about(self:Manifest, i):
+def label_and_name(self:Manifest, i):
     image, texts, label, *_ = self.rows[i]
     if isinstance(texts, str) and texts.startswith('label: '): raise BadSample(*texts.split(': ', 1))
     return self.label.get(label), str(self._place(str(image)))

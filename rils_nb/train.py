@@ -38,7 +38,7 @@ from .starts import find_teacher, start_from
 from .machine import fresh_accelerator, limit_threads, start
 from .viz import curves
 from .stops import Stop
-from .progress import Progress, explain_longer, describe, count_steps
+from .progress import Progress, explain_longer, describe_run, count_steps
 
 # %% ../nbs/33_train.ipynb #e9988c02
 def train(
@@ -274,7 +274,7 @@ def fit(config):  # -> 0, or the number of the signal that stopped the run
                 if claim(config) != resume_from: raise UserError(f'`{out}` changed while this run began: another one was in it; begin again')
         if acc.is_main_process:
             if config.resume: tidy(out, resume_from)
-            describe(method, config, acc, source, steps)
+            describe_run(method, config, acc, source, steps)
             write_text(out/'config.json', to_json(config))
             if resume_from: print(f'resuming from {resume_from}{explain_longer(config, resume_from)}\n')
             for line in [*told, *([f'teacher: {teacher}'] if teacher else [])]: print(line)

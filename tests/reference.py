@@ -116,7 +116,7 @@ def method_options():
            f'`true` and `false` switch; lists are written with colons, as `rates=0.3:1:3`. An unknown option is refused with a list of those that exist.\n\n{MADE}')
     everywhere = {}
     for name, cls in sorted(methods.METHODS.items()):
-        opts, words = methods.options(cls), methods.option_help(cls)
+        opts, words = methods.method_options(cls), methods.option_help(cls)
         own = {p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY} if '__init__' in vars(cls) else set()
         def origin(k):
             makers = [c for c in cls.__mro__ if '__init__' in vars(c) and k in inspect.signature(c.__init__).parameters]

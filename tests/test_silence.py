@@ -946,7 +946,7 @@ def test_lists_of_voc(tmp_path):
     for text in ('a  1\nb -1\n', ' a.jpg \n\n', '/JPEGImages/a.jpg /SegmentationClass/a.png\n'):
         (tmp_path/'ImageSets'/'Segmentation'/'train.txt').write_text(text)
         source = open_source(f'voc:{tmp_path}')
-        assert ([Path(source.about(i)[1]).stem for i in range(len(source))], list(source.bad)) == (['a'], []), text
+        assert ([Path(source.label_and_name(i)[1]).stem for i in range(len(source))], list(source.bad)) == (['a'], []), text
 
 def test_one_outline_costs_no_object(tmp_path):
     source = open_source(coco_file(tmp_path, [SQUARE] + [{k: v for k, v in SQUARE.items() if k != 'segmentation'} | dict(image_id=i % 3) for i in range(9)]))
@@ -997,7 +997,7 @@ def test_a_nan_is_not_kept():
 
 def test_numbers_are_finite():
     "Every option of every method whose default is a number, or several."
-    from rils_nb.methods import METHODS, import_methods, options
+    from rils_nb.methods import METHODS, import_methods, method_options
     import_methods()
     wrong = [f'{m} {k}={v}' for m, cls in METHODS.items() for k, default in options(cls).items() if isinstance(default, float) or k in ('jitter', 'rates')
              for v in ('nan', 'inf') if not _refuses(k, f'0.1:{v}' if default == '0.1:2' else v, options(cls))]

@@ -145,7 +145,7 @@ class Coco(Source):
     def __len__(self): return len(self.places)
     def row(self, i): return self.rows[self.places[i]]
     def searched_classes(self, i): return dict(zip(SEARCHED, self.row(i)[4:]))  # under the same names, with classes counted from 0
-    def about(self, i): return None, str(self._folder()/self.row(i)[0])
+    def label_and_name(self, i): return None, str(self._folder()/self.row(i)[0])
     def raw(self, i):
         path = self._folder()/self.row(i)[0]
         return read_bytes(path), path.suffix, None, None, str(path)

@@ -73,7 +73,7 @@ def label(self:CascadeStage, regions, boxes, labels):  # (R,4), (k,4), (k,) of t
     return torch.where(match >= 0, labels[match.clamp(min=0)], kinds), match.clamp(min=0)
 
 @patch
-def moved(self:CascadeStage, shifts, regions):  # (R,4 shifts), list of (R,4) for each image -> (R,shifts,4)
+def decode_boxes(self:CascadeStage, shifts, regions):  # (R,4 shifts), list of (R,4) for each image -> (R,shifts,4)
     "Apply box deltas to regions."
     return self.coder.decode_single(shifts, torch.cat(regions)).unflatten(1, (-1, 4))
 
@@ -133,7 +133,7 @@ def refine_regions(
     sizes,   # height and width of each image
 ):  # -> list of (R,4)
     "Regions for the next stage: decoded and clipped boxes."
-    boxes = stage.moved(shifts, regions)[:, 0].split([len(r) for r in regions])
+    boxes = stage.decode_boxes(shifts, regions)[:, 0].split([len(r) for r in regions])
     return [clip_boxes_to_image(b, size) for b, size in zip(boxes, sizes)]
 
 @patch
@@ -209,7 +209,7 @@ def mask_losses(
 
 # %% ../../nbs/dense/87_regions.ipynb #520a232b
 @patch
-def asked(self:RoIHeads, targets, keys):  # list of dicts with labels, (B,) int64 -> (B,classes) bool; None for softmax scores
+def sample_asked(self:RoIHeads, targets, keys):  # list of dicts with labels, (B,) int64 -> (B,classes) bool; None for softmax scores
     "The classes in each image's loss."
     if not self.sigmoid: return None
     if not self.federated: return torch.ones(len(targets), self.classes, dtype=torch.bool, device=self.often.device)
@@ -224,7 +224,7 @@ def region_losses(
 ):  # -> sums of the class and box losses, number of regions, three (B,stages); sum of the mask loss, number of regions with an object, two (B,)
     "Losses of the RoI heads, summed for each image."
     sampled = [sample_regions(stage, p, t['boxes'], t['labels'], k) for p, t, k in zip(proposals, targets, keys)]
-    asked, sizes = stage.asked(targets, keys), [[n * stage.strides[0] for n in maps[0].shape[-2:]]] * len(targets)
+    asked, sizes = stage.sample_asked(targets, keys), [[n * stage.strides[0] for n in maps[0].shape[-2:]]] * len(targets)
     known, sums = sampled, []
     for s in stage.stages:
         if sums:
@@ -268,7 +268,7 @@ def detect_objects(
         if k: rois = refine_regions(before, shifts, rois, sizes)
         before, (logits, shifts) = s, stage.look(s, maps, rois)
         scores.append(logits.sigmoid() if stage.sigmoid else logits.softmax(1)[:, :-1])
-    scores, moved = torch.stack(scores).mean(0), s.moved(shifts, rois)                             # (R,classes), (R,shifts,4)
+    scores, moved = torch.stack(scores).mean(0), s.decode_boxes(shifts, rois)                             # (R,classes), (R,shifts,4)
     found = [select_detections(*each, score, overlap, most) for each in zip(scores.split(counts), moved.split(counts), sizes)]
     if stage.mask_head is not None:
         drawn = stage.outlines(maps, [f['boxes'] for f in found], torch.cat([f['labels'] for f in found]))

@@ -24,7 +24,7 @@ from ..features import subset
 from ..harness import NEEDS
 from ..loader import IGNORED, annotation_of
 from ..losses import global_mean
-from ..methods import METHODS, options
+from ..methods import METHODS, method_options
 from ..model import SIZES, ImageEncoder
 from ..pictures import picture
 from ..samples import MAX_PIXELS, BadSample
@@ -154,7 +154,7 @@ class Segment(Labelled):
 
     @classmethod
     def complete(cls, config, source):
-        norm = (options(cls) | parse_opts(config.opts, options(cls)))['norm']
+        norm = (method_options(cls) | parse_opts(config.opts, method_options(cls)))['norm']
         if config.batch == 1 and norm == 'batch': raise UserError('batch norm over one image is none: give a --batch of 2 or more, or --opts norm=group')
         return super().complete(config, source)
 

@@ -109,10 +109,10 @@ def read_list(
 class Some(Wrapper):
     "A subset of a source, with all its metadata."
     bad = ()  # bad samples of the source are not in the subset
-    def about(self, i): return _about(self.source, self.index[i])
+    def label_and_name(self, i): return _label_and_name(self.source, self.index[i])
 
-def _about(source, i):  # -> label or None, name
-    try: return source.about(i) if hasattr(source, 'about') else ((s := source.read(i)).get('label'), s.get('name', str(i)))
+def _label_and_name(source, i):  # -> label or None, name
+    try: return source.label_and_name(i) if hasattr(source, 'label_and_name') else ((s := source.read(i)).get('label'), s.get('name', str(i)))
     except BadSample: return None, str(i)
 
 class Pool:
@@ -123,7 +123,7 @@ class Pool:
         table=None, # (K,) maps classes of the source to those of the evaluation; None: the same classes
     ):
         self.source, self.index, self.z = source, index, {}
-        labels, self.paths = map(list, zip(*(_about(source, i) for i in index))) if len(index) else ([], [])
+        labels, self.paths = map(list, zip(*(_label_and_name(source, i) for i in index))) if len(index) else ([], [])
         self.y, self.names = torch.tensor([-1 if l is None else l for l in labels], dtype=torch.int64), short_names(self.paths)
         self.keys = hashes(self.names)
         if table is None: return
@@ -267,6 +267,6 @@ def open_list(
     path, comma, spec = given.partition(',')
     if not (path and spec): raise UserError(f'a list is given as listed:FILE,DATA, as listed:lists/5-shot-seed-0-draw-0.txt,imagenet/train; given `listed:{given}`')
     source = open_source(spec, **kwargs)
-    return Some(source, sorted(match_list(path, [_about(source, i)[1] for i in range(len(source))]).values()))
+    return Some(source, sorted(match_list(path, [_label_and_name(source, i)[1] for i in range(len(source))]).values()))
 
 READERS['listed'] = (lambda spec: False, open_list)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from ..features import features, patch_features, text_features
 from ..harness import task, expected_accuracy
 from ..processes import map_sharded
-from .zeroshot import classifier
+from .zeroshot import zeroshot_classifier
 from ..scenes import BACKGROUNDS, COLOURS, PAIRS, RELATIONS, SHAPES, SIZES, TEXTURES, Scenes
 
 # %% ../../nbs/evals/23_scenes.ipynb #2527aca9
@@ -28,7 +28,7 @@ def _noun(*words):  # 'orange', 'ring' -> 'an orange ring'
 
 def pair_classifier(model):  # -> (64,E), in the order of the labels
     "Embeddings of all pairs of shape and colour."
-    return classifier(model, [_noun(_colours[c], _shapes[s]) for s, c in PAIRS], WORDINGS)
+    return zeroshot_classifier(model, [_noun(_colours[c], _shapes[s]) for s, c in PAIRS], WORDINGS)
 
 def pair_figures(
     z,      # (n,E) image embeddings

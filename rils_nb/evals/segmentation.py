@@ -30,7 +30,7 @@ from ..pictures import shows_much
 from ..harness import task
 from ..labels import prompt_names
 from ..loader import annotation_of
-from .zeroshot import classifier, read_names, read_templates
+from .zeroshot import zeroshot_classifier, read_names, read_templates
 from .scenes import WORDINGS
 from ..datasets import normalise_name, shipped_classes, expand_prompts
 from .miou import IGNORED, confusion, per_class_iou, segmentation_metrics, split_by_pixels
@@ -133,7 +133,7 @@ class Segmenter:
         if background and below: raise UserError('the background is told by words or by a threshold: give one of the two')
         if side and side < model.image_size: raise UserError(f'side must be 0, or at least the {model.image_size} pixels of the model\'s images, given {side}')
         self.model, self.n, self.below, self.side, self.batch = model, len(words), below, side, batch
-        self.w = classifier(model, [*words, *background], templates).to(device_of(model))                    # (C+K,E)
+        self.w = zeroshot_classifier(model, [*words, *background], templates).to(device_of(model))                    # (C+K,E)
         self.ground = int(bool(background or below))  # number of scores before those of the classes
 
     def cosines(self, x, local=None):  # (B,3,S,S) uint8 -> (B,N,C+K)

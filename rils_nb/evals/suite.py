@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/evals/suite.html.md"""
 
 # %% auto #0
 __all__ = ['MODELS', 'TABLE_6', 'TABLE_8', 'PAPER', 'SUITES', 'Suite', 'suite_of', 'Prepared', 'results', 'header', 'row',
-           'footer', 'missing', 'suite_command']
+           'footer', 'missing_datasets', 'suite_command']
 
 # %% ../../nbs/evals/26_suite.ipynb #0e835640
 from dataclasses import dataclass, replace
@@ -172,7 +172,7 @@ def footer(
              if set(over) == set(suite.averaged) and m in suite.printed and abs(suite.printed[m] - paper[m]) > 0.1]
     return '\n'.join(lines + ([f'The paper prints as averages: {", ".join(wrong)}'] if wrong else []))
 
-def missing(
+def missing_datasets(
     names,  # of data sets
     root,   # folder of the data sets
 ):  # -> str, empty if none is missing
@@ -204,5 +204,5 @@ def suite_command(
             done[name] = figures
             if (path := a.get('out') or path) and world()[0] == 0:
                 record(path, model, str(Path(root)/BENCHMARKS[name].folder), {f'zeroshot-{name}/{k}': v for k, v in figures.items()}, step, **protocol)
-        print(footer(suite, done), *filter(None, [missing([n for n in suite.names if n not in there], root)]), sep='\n')
+        print(footer(suite, done), *filter(None, [missing_datasets([n for n in suite.names if n not in there], root)]), sep='\n')
     return done

@@ -142,7 +142,7 @@ def look(self:ACLIP, around):  # (B,3,H,W) uint8 -> (B,N), (B,D)
     return sum(looks) / len(looks), v.pool(x)
 
 @patch
-def shown(self:ACLIP, looks, boxes, keys):  # (B,N), (B,3,4), (B,) -> (B,V), (B,V)
+def choose_visible(self:ACLIP, looks, boxes, keys):  # (B,N), (B,3,4), (B,) -> (B,V), (B,V)
     "The patches that each view keeps."
     scores = [scores_in_view(looks, boxes[:, 2], boxes[:, i]) for i in (0, 1)] if self.attentive else keyed_uniform(keys, 2 * looks.shape[1]).chunk(2, 1)
     return [highest_blocks(s, self.keep, self.block) for s in scores]
@@ -166,7 +166,7 @@ def forward(self:ACLIP, batch):  # dict -> dict
     "The losses of a batch: contrastive, SimCLR's between the two views, and BYOL's against the EMA teacher."
     self.progress = batch.get('progress', 0.)
     looks, c = self.accumulate(self.look, batch['around'])
-    kept = self.shown(looks, batch['boxes'], batch['keys'])
+    kept = self.choose_visible(looks, batch['boxes'], batch['keys'])
     *z_i, z_t, a, b = self.accumulate(self.towers, batch['first'], batch['second'], batch['tokens'], *kept, words=batch.get('words'))
     (one, hit), (two, hit_too) = (self.compare(z, z_t, batch) for z in z_i)
     contra, views, byol = (one + two) / 2, self.compare_views(a, b), self.distance(a, b, c)

@@ -23,7 +23,7 @@ from ..model import attention_to_patches, capture_input
 from ..optim import OPTIMIZERS
 from ..pretraining.milan import teacher_features
 from ..processes import all_sum, world
-from .finetune import POOLS, classifier
+from .finetune import POOLS, make_classifier
 from .labelled import Labelled
 
 # %% ../../nbs/transfer/73_linear.ipynb #c2fd9a8e
@@ -108,7 +108,7 @@ class Linear(Labelled):
         self.optimizer, self.held_out, self.visual = solver, held_out, self.visual.requires_grad_(False)
         widths = {pool: FEATURES[pool](torch.zeros(1, 2, self.visual.width)).shape[1] for pool, _ in self.grid}
         self.norms = nn.ModuleDict({pool: Standardise(w) if standardise else nn.Identity() for pool, w in widths.items()})
-        self.heads = nn.ModuleList(classifier(widths[pool], self.n_classes, head_init) for pool, _ in self.grid)
+        self.heads = nn.ModuleList(make_classifier(widths[pool], self.n_classes, head_init) for pool, _ in self.grid)
         self.choice, self.below = Choice([rate for _, rate in self.grid]), held_out
 
     def lr_factor(self, name): return self.grid[int(name.split('.')[1])][1]

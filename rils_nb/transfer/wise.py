@@ -40,7 +40,7 @@ def counterparts(
     return found
 
 # %% ../../nbs/transfer/74_wise.ipynb #6d6d1708
-def _between(x, y, alpha):  # tensors of one shape -> tensor
+def _mix_tensors(x, y, alpha):  # tensors of one shape -> tensor
     if alpha in (0, 1) or not y.is_floating_point(): return y if alpha > 0.5 else x
     return torch.lerp(x.to(y), y, alpha)
 
@@ -53,7 +53,7 @@ def interpolate(
     if not 0 <= alpha <= 1: raise UserError(f'the weight of the second model is from 0 to 1, given {alpha}')
     start, tuned = (m if isinstance(m, torch.nn.Module) else load_model(spec_of(m)) for m in (start, tuned))
     theirs, model = counterparts(start, tuned), copy.deepcopy(tuned)
-    model.load_state_dict({k: _between(theirs[k], v, alpha) if k in theirs else v for k, v in tuned.state_dict().items()})
+    model.load_state_dict({k: _mix_tensors(theirs[k], v, alpha) if k in theirs else v for k, v in tuned.state_dict().items()})
     model.spec = f'wise:{_spec_name(start)[1:-1]},{_spec_name(tuned)[1:-1]},{alpha:g}'
     return model.eval()
 
