@@ -1,13 +1,14 @@
 """Who takes part in benchmarks/step.py and benchmarks/operations.py: methods of this package, open_clip's CLIP and models of checkouts, each with a batch."""
 import contextlib, importlib, sys
 from dataclasses import replace
+from functools import cache
 
 import open_clip
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from rils_nb.config import Config
-from rils_nb.core import key
+from rils_nb.core import hash_key
 from rils_nb.loader import loader
 from rils_nb.methods import make
 from rils_nb.model import SIZES
@@ -23,7 +24,7 @@ def make_batch(
     tokens = torch.randint(1, 49000, (n, 20)) * (torch.arange(20) < lengths[:, None])
     tokens[torch.arange(n), lengths - 1] = 49407
     return dict(image=torch.randint(256, (n, 3, side, side), dtype=torch.uint8), tokens=tokens, words=int(lengths.sum()), ids=torch.arange(n),
-                keys=torch.tensor([key(0, 0, i) for i in range(n)]))
+                keys=torch.tensor([hash_key(0, 0, i) for i in range(n)]))
 
 def more_views(
     model, # Method
@@ -45,9 +46,10 @@ def make_ours(
     **fields, # of Config
 ):  # -> Method
     "A method of this package."
+    @cache  # a step makes no operation of it
+    def matched(n, device): return torch.arange(n, device=device) < round(float(share) * n)
     class Given(RILS):
-        def compare(self, z_i, z_t, batch):
-            return super().compare(z_i, z_t, batch)[0], torch.arange(len(z_i), device=z_i.device) < round(float(share) * len(z_i))
+        def compare(self, z_i, z_t, batch): return super().compare(z_i, z_t, batch)[0], matched(len(z_i), z_i.device)
     method, at, share = name.removesuffix('+compile').partition('@')
     timm_name = SIZES[fields['size']].timm
     opts = f'teacher=timm:{timm_name},teacher_width={_width(timm_name)}' if method == 'milan' else ''

@@ -4,7 +4,7 @@
     python benchmarks/operations.py --only rils@0.5 --top 12                # which operations they are
     python benchmarks/operations.py --gpu 65,683,4.0 --at 256               # what a GPU makes of ViT-B/16 with a batch of 256
 
-Counted is every operation that reaches the device and is no view: allocations and views launch nothing. Counts do not depend on the machine, the width or
+Counted is every operation that reaches the device and is no view: allocations and views launch nothing. Products and attention give zeros instead of being computed. Counts do not depend on the machine, the width or
 the batch (a batch so large that a loss works through it in chunks has some more; weights of more than 16 million are cast back in several operations).
 Bytes are those of the tensors that an operation reads and writes, each once; FLOPs are those of products and attention. With `--gpu LAUNCH,PEAK,BANDWIDTH`
 (microseconds of the host for an operation, TFLOP/s and TB/s that the GPU reaches) the real size is counted at two small batches, which gives each operation's
@@ -36,7 +36,7 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from contestants import from_open_clip, make_batch, make_ours, more_views
 from rils_nb.config import Config
 from rils_nb.model import SIZES, Size
@@ -57,8 +57,16 @@ SIZES['benchmark'] = Size('benchmark_vit', 16, embed=args.width, text_width=args
 LAUNCHES_NOTHING = {'_unsafe_view', 'detach', 'lift_fresh', 'empty', 'empty_like', 'empty_strided', 'new_empty', 'new_empty_strided'}
 CASTS = {'_to_copy', 'copy_', '_foreach_copy_'}
 _attention = '_scaled_dot_product_flash_attention_for_cpu'
-ATTENTION = {_attention: lambda q, k, v, *_: flop_counter.sdpa_flop_count(q.shape, k.shape, v.shape),
-             f'{_attention}_backward': lambda grad, q, k, v, *_: flop_counter.sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)}
+UNKNOWN = {_attention: lambda q, k, v, *_: flop_counter.sdpa_flop_count(q.shape, k.shape, v.shape),  # to torch's counter
+           f'{_attention}_backward': lambda grad, q, k, v, *_: flop_counter.sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape),
+           'addmm_': lambda c, a, b: 2 * a.shape[0] * a.shape[1] * b.shape[1]}
+PRODUCTS = {*UNKNOWN, 'mm', 'addmm', 'bmm', 'baddbmm', 'convolution', 'convolution_backward'}
+
+def give_zeros(func, given, kwargs):
+    "What an operation gives, in shape and precision: a product takes long, and nothing that is counted depends on its values."
+    if func.overloadpacket.__name__.endswith('_'): return given[0]
+    out = func(*tree_map_only(torch.Tensor, lambda t: t.to('meta'), given), **kwargs)
+    return tree_map_only(torch.Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).zero_(), out)
 
 def bytes_of(t): return min(t.numel() * t.element_size(), t.untyped_storage().nbytes())  # what is expanded is read once
 
@@ -68,12 +76,12 @@ class Counting(TorchDispatchMode):
         super().__init__()
         self.found = []
     def __torch_dispatch__(self, func, types, given=(), kwargs=None):
-        out = func(*given, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        out = give_zeros(func, given, kwargs or {}) if name in PRODUCTS else func(*given, **(kwargs or {}))
         if func.is_view or name in LAUNCHES_NOTHING: return out
         tensors = [[t for t in tree_leaves(v) if torch.is_tensor(t)] for v in (given, out)]
         count = flop_counter.flop_registry.get(func.overloadpacket)
-        flops = ATTENTION[name](*given) if name in ATTENTION else count(*given, **(kwargs or {}), out_val=out) if count else 0
+        flops = UNKNOWN[name](*given) if name in UNKNOWN else count(*given, **(kwargs or {}), out_val=out) if count else 0
         kinds = {t.dtype for v in tensors for t in v}
         self.found.append(SimpleNamespace(name=name, bytes=sum(bytes_of(t) for v in tensors for t in v), flops=flops, cast=name in CASTS and len(kinds) > 1))
         return out

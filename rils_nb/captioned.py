@@ -1,4 +1,4 @@
-"""The two sets on which retrieval is reported, with Karpathy's splits and all captions of each image.
+"""COCO and Flickr30K captions for retrieval, with Karpathy's splits and all captions of each image.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/captioned.html.md"""
 
@@ -13,14 +13,14 @@ from collections import Counter
 from pathlib import Path
 
 from .config import parse_opts
-from .core import UserError, nearest, notice
+from .core import UserError, suggest, warn
 from .readers import READERS
 from .samples import parse_json
 from .table_files import describe_json
 from .tables import Manifest
 
 # %% ../nbs/evals/34_captioned.ipynb #bb5ea4ac
-def _folder(path, names, images):  # the split file, names of images, what the user said -> where the images are, seen from the file
+def _folder(path, names, images):  # the split file, names of images, the option `images` -> folder of the images, relative to the file
     if images: return images if (path.parent/images).is_dir() else os.path.abspath(images)
     beside = ['', *(f'{up}{p.name}' for up in ('', '../') for p in sorted((path.parent/up).iterdir()) if p.is_dir())]
     return next((f for f in beside if any((path.parent/f/n.replace('\\', '/')).is_file() for n in names)), '')  # backslashes: a file from Windows
@@ -32,7 +32,7 @@ def _load(path, what):  # file, what it should be -> dict
     return fields
 
 class Karpathy(Manifest):
-    "Images with all their captions, as the split file of Karpathy and Fei-Fei lists them."
+    "Images with all their captions, from a split file of Karpathy and Fei-Fei."
     def __init__(self, spec, **_):
         path, _, given = spec.partition(',')
         self.opts = dict(split='test', images='') | parse_opts(given, dict(split='', images=''))
@@ -44,7 +44,7 @@ class Karpathy(Manifest):
             f'`{self.path}` is no split file of Karpathy, with images of a filename, a split and sentences ({type(e).__name__}: {e}): {describe_json(fields)}')
         wanted, there = self.opts['split'].split('+'), Counter(str(split) for split, *_ in rows)
         for s in wanted:
-            if s not in there: raise UserError(f'`{self.path}` has no split `{s}`{nearest(s, there)} (it has {", ".join(f"{k}: {n}" for k, n in there.items())})')
+            if s not in there: raise UserError(f'`{self.path}` has no split `{s}`{suggest(s, there)} (it has {", ".join(f"{k}: {n}" for k, n in there.items())})')
         rows = [r for r in rows if r[0] in wanted]
         folder = _folder(self.path, [name for _, name, _ in rows[:100]], self.opts['images'])
         for _, name, texts in rows: yield dict(image=os.path.join(folder, name), caption=texts)
@@ -53,7 +53,7 @@ READERS['karpathy'] = (lambda s: False, Karpathy)
 
 # %% ../nbs/evals/34_captioned.ipynb #9b2fe017
 class CocoCaptions(Manifest):
-    "Images with all their captions, as a file of COCO's format lists them."
+    "Images with all their captions, from a file in COCO's format."
     def __init__(self, spec, **_):
         path, _, given = spec.partition(',')
         self.opts = dict(images='') | parse_opts(given, dict(images=''))
@@ -65,7 +65,7 @@ class CocoCaptions(Manifest):
             names = {str(im['id']): im['file_name'] for im in fields['images']}
         except (KeyError, TypeError) as e: raise UserError(f'`{self.path}` has no captions in the format of COCO ({type(e).__name__}: {e}): {describe_json(fields)}')
         if len(names) < len(fields['images']): raise UserError(f'`{self.path}` has ids of images twice: where files were joined, number the images of one of them anew, and the image_id of its captions')
-        if lost := sum(len(t) for i, t in texts.items() if i not in names): notice(f'{lost} captions of `{self.path}` are of no known image: left out')
+        if lost := sum(len(t) for i, t in texts.items() if i not in names): warn(f'{lost} captions of `{self.path}` are of no known image: left out')
         folder = _folder(self.path, [str(n) for n in list(names.values())[:100]], self.opts['images'])
         for i, name in names.items(): yield dict(image=os.path.join(folder, str(name)), caption=texts.get(i))
 

@@ -1,4 +1,4 @@
-"""Four commands that answer at once: what the arguments alone show is said before torch is imported.
+"""Four commands that start fast: mistakes in the arguments are reported before torch is imported.
 
 Docs: https://rils-nb.github.io/rils_nb/commands.html.md"""
 
@@ -13,7 +13,7 @@ import argparse, ast, importlib.util, re, sys
 from pathlib import Path
 
 from .config import _Parser, _value, parse
-from .core import UserError, command, nearest
+from .core import UserError, command, suggest
 
 # %% ../nbs/50_commands.ipynb #9df2eae5
 @command
@@ -30,7 +30,7 @@ def _pack_flags(s):  # the parser of `pack`
     s.add_argument('--resize', type=int, default=0, help='shorter side in pixels; larger images are resized and written as JPEG (off)')
     s.add_argument('--quality', type=int, default=90, help='JPEG quality of resized images (90)')
     s.add_argument('--shuffle', default='0', metavar='SEED',
-                   help='seed of the order in which pairs are written; off = as they stand in DATA (0)')
+                   help='seed of the order in which pairs are written; off = the order of DATA (0)')
 
 # %% ../nbs/50_commands.ipynb #e28f79af
 DATA = 'DATA: a pattern of .tar, a .csv/.tsv/.jsonl/.json, a folder of images with .txt, class folders, coco:FILE.json,images=FOLDER, or scenes'
@@ -40,7 +40,7 @@ def data_parser():  # -> argparse.ArgumentParser
     p = _Parser(prog='rils-data', allow_abbrev=False, description='Pack image-caption pairs into shards, and check them.')
     sub = p.add_subparsers(dest='what', required=True, metavar='pack|check', parser_class=_Parser)
     for name, words in (('pack', 'write shards (webdataset and img2dataset layout) from any data'),
-                        ('check', 'read everything, print figures and every damaged sample')):
+                        ('check', 'read everything, print statistics and every damaged sample')):
         s = sub.add_parser(name, allow_abbrev=False, help=words, description=words, epilog=DATA)
         s.add_argument('data', help='what to read')
         if name == 'pack': _pack_flags(s)
@@ -51,7 +51,7 @@ def data_parser():  # -> argparse.ArgumentParser
     return p
 
 # %% ../nbs/50_commands.ipynb #0d9564d6
-def _check_pack(a):  # what `data_parser` read
+def _check_pack(a):  # arguments from `data_parser`
     if a.per_shard < 1 or a.resize < 0 or not 1 <= a.quality <= 100:
         raise UserError('--per_shard must be above 0, --resize 0 or more, --quality from 1 to 100')
     if not re.fullmatch(r'off|\d+', a.shuffle): raise UserError(f'--shuffle is a seed (0, 1, 2 ...) or off, given `{a.shuffle}`')
@@ -85,33 +85,33 @@ def task_options():  # -> dict: option -> (default, help)
     return found
 
 # %% ../nbs/50_commands.ipynb #5dc733e2
-FLAGS = dict(tasks='evaluations, by name, as a,b; without: all that fit, but those that run by name only',
+FLAGS = dict(tasks='evaluations, as a,b; without: all that fit, except those that run only when named',
              suite='data sets of a paper in place of one: zeroshot21, robustness, or names of sets as food101,pets', root='folder that holds the data sets of --suite',
              data='data of the evaluation; without: that of the run, or scenes:split=val',
-             n='at most so many samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
+             n='maximum number of samples; 0 = all', batch='images encoded at a time, at most 512', workers='processes that read images',
              image_key='manifest column with image paths', caption_key='manifest column or JSON field with captions; several as a,b',
              label_key='manifest column with names of classes',
-             out='results file that lines are appended to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one',
-             teacher='model that a run asks what to see, as --opts teacher=... of its training; one that its config names is not opened by itself')
+             out='results file to append lines to; without: results.jsonl of the run', device='cpu, cuda, ...; without: cuda if there is one',
+             teacher='teacher model of a run, as --opts teacher=... of its training; the one in its config is not opened')
 
 def eval_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-eval`."
     p = _Parser(prog='rils-eval', allow_abbrev=False, argument_default=argparse.SUPPRESS, description='Evaluate a model.',
                 epilog='`rils-eval report RUN ...` puts results of several models side by side.')
     p.add_argument('model', help="run, checkpoint or exported folder, a library's model: open_clip:NAME[/TAG], timm:NAME[/pretrained], "
-                   'either with FILE.safetensors behind the slash, or one between two: wise:START,TUNED,ALPHA')
+                   'either with FILE.safetensors behind the slash, or an interpolation of two: wise:START,TUNED,ALPHA')
     for k, words in FLAGS.items(): p.add_argument(f'--{k}', metavar='VALUE', help=words)
     for k, (default, words) in task_options().items(): p.add_argument(f'--{k}', metavar=type(default).__name__, help=words.replace('%', '%%'))
     return p
 
 # %% ../nbs/50_commands.ipynb #2df18f5d
 def parse_eval(argv):  # list of str -> (dict of FLAGS, dict of the tasks' options)
-    "What a command line asks for."
+    "Parse the command line of `rils-eval`."
     known = [f'--{k}' for k in FLAGS] + [f'--{k}' for k in task_options()]
     for a in argv:
         flag = a.partition('=')[0]
         if flag.startswith('--') and flag not in known + ['--help']:
-            raise UserError(f'unknown flag `{flag}`{nearest(flag, known)} (all flags: --help)')
+            raise UserError(f'unknown flag `{flag}`{suggest(flag, known)} (all flags: --help)')
     given = vars(eval_parser().parse_args(argv))
     if 'root' in given and 'suite' not in given: raise UserError('--root is the folder of a suite: give --suite too, or --data in its place')
     number = {k: _value(k, given[k], int) for k in ('n', 'batch', 'workers') if k in given}
@@ -123,10 +123,10 @@ def parse_eval(argv):  # list of str -> (dict of FLAGS, dict of the tasks' optio
 # %% ../nbs/50_commands.ipynb #ddd5c8a9
 def report_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-eval report`."
-    p = _Parser(prog='rils-eval report', allow_abbrev=False, description='Results of several models side by side. What was not measured alike is refused.')
+    p = _Parser(prog='rils-eval report', allow_abbrev=False, description='Results of several models side by side; all must be measured alike.')
     p.add_argument('results', nargs='+', metavar='RUN', help='run folders, or results.jsonl files')
     p.add_argument('--out', default='', metavar='FILE', help='file to write: .md, .txt or .png; without: only printed')
-    p.add_argument('--paper', default='', metavar='RECIPES', help='recipes, as a,b, whose figures in a paper stand beside; without: those that were run')
+    p.add_argument('--paper', default='', metavar='RECIPES', help='recipes, as a,b, whose results in a paper are added; without: those that were run')
     return p
 
 @command

@@ -1,4 +1,4 @@
-"""One frozen dataclass says everything about a run. A recipe is a function that returns one; the command line changes single fields of it.
+"""One frozen dataclass determines a run. A recipe is a function that returns one; command-line flags change single fields of it.
 
 Docs: https://rils-nb.github.io/rils_nb/config.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/config.html.md"""
 
 # %% auto #0
 __all__ = ['RULES', 'FREE', 'RECIPES', 'Config', 'field_help', 'check_range', 'check', 'lower_is_better', 'differences',
-           'to_json', 'from_json', 'from_dict', 'parse_opts', 'register_recipe', 'all_recipes', 'changed', 'recipe',
-           'parser', 'parse']
+           'to_json', 'from_json', 'from_dict', 'parse_opts', 'register_recipe', 'all_recipes', 'apply_changes',
+           'recipe', 'parser', 'parse']
 
 # %% ../nbs/01_config.ipynb #89b389ff
 import argparse, dataclasses, importlib, json, math, sys
@@ -15,65 +15,70 @@ from dataclasses import dataclass, replace
 from functools import wraps
 
 from fastcore.docments import docments
-from .core import Registry, UserError, nearest
+from .core import Registry, UserError, suggest
 
 # %% ../nbs/01_config.ipynb #642e54ec
 @dataclass(frozen=True)
 class Config:
     "Everything that determines a run."
-    # what is learned
+    # method and model
     method:str='rils'         # rils, clip, mae, mae_clip, slip, milan, ..., or finetune, linear (on labelled images); an unknown name lists all
-    opts:str=''               # options of the method alone, as key=value,key=value
-    init:str=''               # what training starts from: a run, open_clip:NAME/TAG, timm:NAME/pretrained or an exported folder; empty = random weights
-    size:str='tiny'           # encoder sizes: tiny, mini (laptop), ViT-S-16, ViT-B-32, ViT-B-16, ViT-L-16; ViT-B-16-clip and others for CLIP's public weights, an unknown one lists all
+    opts:str=''               # options of the method, as key=value,key=value
+    init:str=''               # initial checkpoint: a run, open_clip:NAME/TAG, timm:NAME/pretrained or an exported folder; empty = random weights
+    size:str='tiny'           # encoder sizes: tiny, mini (laptop), ViT-S-16, ViT-B-32, ViT-B-16, ViT-L-16; ViT-B-16-clip etc. for CLIP's public weights; an unknown name lists all
     image_size:int=32         # side of the square image in pixels, a multiple of the patch side
-    masking:str='random'      # how the hidden patches are chosen
-    mask_ratio:float=0.75     # share of patches that are hidden, 0 <= ratio < 1
+    masking:str='random'      # how the masked patches are chosen
+    mask_ratio:float=0.75     # share of patches that are masked, 0 <= ratio < 1
     # data
     data:str='scenes'         # training data: scenes, shards (a pattern of .tar), a .csv/.tsv/.jsonl, or a folder
     image_key:str='image'     # manifest column with image paths
     caption_key:str='caption' # manifest column or JSON field with captions; several as a,b
-    label_key:str='label'     # manifest column with names of classes, where there is one
+    label_key:str='label'     # manifest column with class names, if any
     crop:float=1.0            # smallest share of the image's area that a random crop keeps; 1 = resize, no crop
-    flip:bool=False           # mirror half of the images; not for captions that say left or right
+    flip:bool=False           # mirror half of the images; unsuitable for captions with left or right
+    interpolation:str='bicubic' # how random crops are resized: bicubic, or bilinear as in the code of SLIP, RILS and A-CLIP
     workers:int=0             # data loading processes for each training process
-    max_bad:float=0.05        # share of damaged samples at which the run ends
+    max_bad:float=0.05        # the run stops at this share of damaged samples
     # optimisation
-    batch:int=128             # images in one step over all processes
+    batch:int=128             # images per step over all processes
     epochs:float=0.0          # length of the run in passes over the data
-    steps:int=1400            # length of the run in steps; 0 = as `epochs` says
+    steps:int=1400            # length of the run in steps; 0 = use `epochs`
     lr:float=1.5e-3           # peak learning rate
     min_lr:float=1e-5         # learning rate at the end
     warmup:float=0.04         # share of the run in which the learning rate rises from 0
-    schedule:str='cosine'     # how it falls to min_lr: cosine, linear, or steps (a tenth after 8/12 of the run, a hundredth after 11/12)
-    weight_decay:float=0.1    # AdamW's decay; none on biases, norms, positions, class and mask tokens, logit scale
+    schedule:str='cosine'     # decay of the learning rate to min_lr: cosine, linear, or steps (a tenth after 8/12 of the run, a hundredth after 11/12)
+    weight_decay:float=0.1    # AdamW's weight decay; none on biases, norms, positions, class and mask tokens, logit scale
+    decay_tokens:bool=False   # decay class and mask tokens and the text's positions as well, as in the code of SLIP, A-CLIP and MAE
     beta1:float=0.9           # AdamW's decay of the first moment
     beta2:float=0.98          # AdamW's decay of the second moment
     eps:float=1e-6            # AdamW's epsilon
-    clip_grad:float=0.0       # largest norm of the gradient; 0 = not clipped
-    ema:float=0.0             # decay of an average of the weights, e.g. 0.9998, which is what evaluations then use; 0 = none
+    clip_grad:float=0.0       # gradient norm above which gradients are clipped; 0 = no clipping
+    ema:float=0.0             # decay of the EMA of the weights, e.g. 0.9998, which evaluations then use; 0 = none
     # machine
-    seed:int=0                # of everything: weights, order, crops, captions, masks
+    seed:int=0                # random seed of everything: weights, order, crops, captions, masks
     precision:str='auto'      # bf16, float32 (exact: no TF32), or auto: bf16 where the hardware has it
-    processes:int=0           # how many processes there must be; 0 = as many as were started
-    accum:int=1               # parts in which each process works through its share of the batch; exact, saves memory
+    processes:int=0           # required number of processes; 0 = as many as were started
+    accum:int=1               # gradient accumulation: parts into which each process splits its share of the batch; exact, saves memory
     checkpointing:bool=False  # recompute activations in the backward pass: far less memory, a third more time
-    compile:bool=False        # compile the blocks of the encoders
-    reduce:str='float32'      # precision in which gradients are summed over processes: float32 or bf16
-    # what is kept and shown
-    out:str=''                # run folder; empty = runs/ and the name of the recipe, or of the method where there is none
+    compile:str='auto'        # compile the encoders' blocks with torch.compile: true, false, or auto: on a GPU, in runs of 500 steps or more
+    reduce:str='float32'      # precision of the gradient all-reduce over processes: float32 or bf16
+    # outputs and evaluation
+    out:str=''                # run folder; empty = runs/ and the name of the recipe, or of the method without a recipe
     resume:bool=False         # continue from the newest good checkpoint of the run folder
     log_every:int=50          # steps between progress lines
     save_every:int=500        # steps between checkpoints; one is always written at the end
-    keep:int=2                # newest checkpoints that are kept
-    best:str=''               # also keep the checkpoint that is best by this result, as task/name, e.g. retrieval/i2t_r1; of what ends in _nats the lowest is best
+    keep:int=2                # number of newest checkpoints to keep
+    best:str=''               # also keep the checkpoint that is best by this metric, as task/name, e.g. retrieval/i2t_r1; of names in _nats the lowest is best
     eval_every:int=0          # steps between evaluations; 0 = only at the end
-    tasks:str='auto'          # evaluations, by name; auto = all that fit, but those that run by name only; empty = none
+    tasks:str='auto'          # evaluations, by name; auto = all that fit, except those that run by name only; empty = none
     eval_data:str='scenes:split=val' # data of the evaluations
-    eval_samples:int=2000     # at most so many samples are evaluated; 0 = all
+    eval_samples:int=2000     # maximum number of evaluated samples; 0 = all
     track:str=''              # experiment trackers: tensorboard, wandb
 
-    def __post_init__(self): check(self)
+    def __post_init__(self):
+        word = str(self.compile).lower()  # a bool in runs from before `auto`
+        object.__setattr__(self, 'compile', {'1': 'true', 'yes': 'true', '0': 'false', 'no': 'false'}.get(word, word))
+        check(self)
 
 # %% ../nbs/01_config.ipynb #1335950e
 def field_help():  # -> dict: field name -> its comment
@@ -90,13 +95,15 @@ RULES = dict(
     batch=_positive, epochs=_at_least_0, steps=_at_least_0, lr=_positive, min_lr=_at_least_0, warmup=_below_1, weight_decay=_at_least_0,
     beta1=_below_1, beta2=_below_1, eps=_positive, clip_grad=_at_least_0, processes=_at_least_0, log_every=_positive, save_every=_positive,
     keep=_positive, accum=_positive, ema=_below_1, eval_every=_at_least_0, eval_samples=_at_least_0,
+    compile=('must be auto, true or false', lambda v: v in ('auto', 'true', 'false')),
     precision=('must be auto, bf16 or float32', lambda v: v in ('auto', 'bf16', 'float32')),
+    interpolation=('must be bicubic or bilinear', lambda v: v in ('bicubic', 'bilinear')),
     schedule=('must be cosine, linear or steps', lambda v: v in ('cosine', 'linear', 'steps')),
     reduce=('must be float32 or bf16', lambda v: v in ('float32', 'bf16')))
 
 def check_range(
-    rule,     # words, and function of a value: whether it holds
-    **kwargs, # what is checked, by its name
+    rule,     # pair: the range in words, and a function of a value that tests it
+    **kwargs, # values to check, by name
 ):
     "Raise a `UserError` for a value that is out of range."
     words, holds = rule
@@ -115,8 +122,8 @@ def check(config):
     if config.min_lr > config.lr: raise UserError(f'min_lr {config.min_lr} is above lr {config.lr}: lower it with --min_lr')
 
 # %% ../nbs/01_config.ipynb #b1834d75
-def lower_is_better(figure):  # as retrieval/i2t_r1, or without its task -> bool
-    "Whether the least of some results is the best."
+def lower_is_better(figure):  # e.g. retrieval/i2t_r1, with or without its task -> bool
+    "Whether the lowest value of a metric is the best."
     return figure.endswith('_nats')
 
 # %% ../nbs/01_config.ipynb #a601e898
@@ -125,9 +132,9 @@ FREE = {'workers', 'max_bad', 'processes', 'accum', 'checkpointing', 'compile', 
 
 def differences(
     a, # Config of the run
-    b, # Config under which it would go on
+    b, # Config to resume it with
 ):  # -> list of 'field: was x, now y'
-    "What would make resuming run `a` under config `b` another run."
+    "Fields that forbid resuming run `a` with config `b`."
     return [f'{f.name}: was {getattr(a, f.name)!r}, now {getattr(b, f.name)!r}' for f in dataclasses.fields(a)
             if f.name not in FREE and getattr(a, f.name) != getattr(b, f.name)]
 
@@ -137,7 +144,7 @@ def to_json(config):  # -> str
     return json.dumps(dataclasses.asdict(config), indent=1) + '\n'
 
 def from_json(text):  # -> Config
-    "The config that `to_json` wrote; raises `UserError` for text that is none."
+    "The config that `to_json` wrote; raises `UserError` for any other text."
     try: fields = json.loads(text)
     except ValueError as e: raise UserError(f'not a config: {e}')
     if not isinstance(fields, dict): raise UserError(f'not a config but a {type(fields).__name__}')
@@ -147,20 +154,20 @@ def from_dict(fields):  # dict: field -> value -> Config
     "A config from a dictionary of its fields."
     known = [f.name for f in dataclasses.fields(Config)]
     for k in fields:
-        if k not in known: raise UserError(f'unknown config field `{k}`{nearest(k, known)}')
+        if k not in known: raise UserError(f'unknown config field `{k}`{suggest(k, known)}')
     return Config(**fields)
 
 # %% ../nbs/01_config.ipynb #9483666e
 def parse_opts(
     opts,    # 'key=value,key=value'
-    allowed, # dict: option -> default, whose type the value takes
-):  # -> dict of options that were given
+    allowed, # dict: option -> default; the value is converted to its type
+):  # -> dict of the given options
     "Parse a string of options; raises `UserError` for an unknown key or a value of the wrong type."
     given = {}
     for item in filter(None, (o.strip() for o in opts.split(','))):
         k, eq, v = (s.strip() for s in item.partition('='))
         if not eq: raise UserError(f'options are key=value,key=value; given `{item}`')
-        if k not in allowed: raise UserError(f'unknown option `{k}`{nearest(k, allowed)} (valid: {", ".join(allowed)})')
+        if k not in allowed: raise UserError(f'unknown option `{k}`{suggest(k, allowed)} (valid: {", ".join(allowed)})')
         given[k] = _value(k, v, type(allowed[k]))
         if type(allowed[k]) is str and _all_numbers(allowed[k]): _check_finite(k, v)
     return given
@@ -175,7 +182,7 @@ def _check_finite(name, text):
     wrong = [t for t in text.split(':') if (v := _as_number(t)) is not None and not math.isfinite(v)]
     if wrong: raise UserError(f'{name} must be finite, given `{text}`')
 
-def _value(name, text, kind):  # a string as `kind`
+def _value(name, text, kind):  # convert a string to `kind`
     if kind is bool:
         if text.lower() in ('true', 'false', '1', '0', 'yes', 'no'): return text.lower() in ('true', '1', 'yes')
         raise UserError(f'{name} is true or false, given `{text}`')
@@ -187,23 +194,23 @@ def _value(name, text, kind):  # a string as `kind`
 # %% ../nbs/01_config.ipynb #11d9a020
 RECIPES = Registry('recipe')
 
-def register_recipe(f):  # a function that gives a Config
-    "Decorator that registers a recipe; its runs go to runs/ and its name, whether a command or a notebook asks for them."
+def register_recipe(f):  # a function that returns a Config
+    "Decorator that registers a recipe; its runs go to runs/ and its name, from the command line and from notebooks."
     @wraps(f)
     def named(): return replace(f(), out=f'runs/{f.__name__}')
     return RECIPES.register()(named)
 
-def all_recipes():  # -> RECIPES, filled
+def all_recipes():  # -> RECIPES, after all recipe modules are imported
     "Every recipe, by name."
-    for module in ('recipes', 'tuning', 'dense_recipes'): importlib.import_module(f'rils_nb.{module}')
+    for module in ('recipes', 'image_recipes', 'tuning', 'dense_recipes'): importlib.import_module(f'rils_nb.{module}')
     return RECIPES
 
 # %% ../nbs/01_config.ipynb #24e68360
-def changed(
+def apply_changes(
     config, # Config
-    given,  # dict: field -> value that somebody has chosen
+    given,  # dict: field -> value given by the user
 ):  # -> Config
-    "A config with changes, and with what follows from them."
+    "A config with changes, and with the changes that they imply."
     follows = {}
     if given.get('method', config.method) != config.method: follows['opts'] = ''
     if 'epochs' in given: follows['steps'] = 0
@@ -211,13 +218,13 @@ def changed(
     return replace(config, **follows | given)
 
 def recipe(
-    name='shapes', # of a recipe
-    **kwargs,      # fields of the config that shall have other values
+    name='shapes', # name of a recipe
+    **kwargs,      # fields of the config to change
 ):  # -> Config
-    "A recipe's config, with changes: what the command line does, for notebooks."
+    "A recipe's config with changes: the notebook's equivalent of the command line."
     for k in kwargs:
-        if k not in Config.__dataclass_fields__: raise UserError(f'unknown config field `{k}`{nearest(k, Config.__dataclass_fields__)}')
-    return changed(all_recipes()[name](), kwargs)
+        if k not in Config.__dataclass_fields__: raise UserError(f'unknown config field `{k}`{suggest(k, Config.__dataclass_fields__)}')
+    return apply_changes(all_recipes()[name](), kwargs)
 
 # %% ../nbs/01_config.ipynb #c62060cc
 class _Parser(argparse.ArgumentParser):
@@ -232,30 +239,30 @@ def parser(prog='rils-train'):  # -> argparse.ArgumentParser
     p.add_argument('recipe', nargs='?', default='shapes', help='name of a recipe, or the config.json of another run')
     words = field_help()
     for f in dataclasses.fields(Config):
-        kw = dict(nargs='?', const='true') if f.type is bool else {}
+        kw = dict(nargs='?', const='true') if f.type is bool or f.name == 'compile' else {}  # the flag alone means true
         p.add_argument(f'--{f.name}', metavar=f.type.__name__, help=words[f.name].replace('%', '%%'), **kw)
     return p
 
 # %% ../nbs/01_config.ipynb #de8c6229
-def _base(name):  # of a recipe, or path of a config.json -> Config
+def _base(name):  # name of a recipe, or path of a config.json -> Config
     if not name.endswith('.json'): return all_recipes()[name]()
     try: return from_json(open(name, encoding='utf-8').read())
     except (OSError, UnicodeDecodeError) as e: raise UserError(f'cannot read the config `{name}`: {getattr(e, "strerror", None) or "not UTF-8"}')
 
 # %% ../nbs/01_config.ipynb #f9e4088c
 def parse(
-    argv=None,  # list of arguments; default: the command's own
+    argv=None,  # list of arguments; default: sys.argv[1:]
 ):  # -> Config
-    "The config that a command line asks for."
+    "The config of a command line."
     argv = sys.argv[1:] if argv is None else list(argv)
     flags = [f'--{f.name}' for f in dataclasses.fields(Config)]
     for a in argv:
         flag = a.partition('=')[0]
-        if flag.startswith('--') and flag not in flags + ['--help']: raise UserError(f'unknown flag `{flag}`{nearest(flag, flags)} (all flags: --help)')
+        if flag.startswith('--') and flag not in flags + ['--help']: raise UserError(f'unknown flag `{flag}`{suggest(flag, flags)} (all flags: --help)')
     given = vars(parser().parse_args(argv))
     name = given.pop('recipe')
     base = _base(name)
     kinds = {f.name: f.type for f in dataclasses.fields(Config)}
     given = {k: _value(k, v, kinds[k]) for k, v in given.items()}
-    config = changed(base, given)
+    config = apply_changes(base, given)
     return config if config.out else replace(config, out=f'runs/{name.removesuffix("/config.json")}')

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from timm.models.vision_transformer import Block
 from torch import nn
 from .core import Registry, UserError
-from .masking import take
+from .masking import gather_tokens
 from .blocks import Stack, finish_block, split_heads
 from .model import init_like_mae, positions
 
@@ -26,18 +26,25 @@ class DecoderBlock(Block):
         m=0,          # compute the output of the last `m` tokens; 0: of all
         shared=None,  # (1,N,D) tokens that are the same in all images; None: there are none
         choice=None,  # (B,M) which of them each image puts behind its own
-        prompts=None, # (B,P,D) keys and values that stand before all, as they are
+        prompts=None, # (B,P,D) keys and values that stand before all
+        project=False,# put the prompts through the keys' and values' weights; else they stand there as they are
     ):  # -> (B,m,D)
-        attn, qkv = self.attn, self.attn.qkv(self.norm1(x))
-        if shared is not None:
-            pick = lambda table: F.embedding(choice, table.flatten(0, 1))               # (1,N,.) -> (B,M,.)
-            qkv = torch.cat([qkv, pick(attn.qkv(self.norm1(shared)))], 1)
+        attn, to_qkv = self.attn, lambda t: self.attn.qkv(self.norm1(t))
+        if shared is None: qkv = to_qkv(x)
+        else:
+            if attn.qkv.weight.dtype == x.dtype: qkv, table = to_qkv(x), to_qkv(shared)
+            else:                                                                       # a copy in bf16: one product for both
+                qkv, table = to_qkv(torch.cat([x.flatten(0, 1), shared.flatten(0, 1)])).split([x.shape[:2].numel(), shared.shape[1]])
+                qkv = qkv.unflatten(0, x.shape[:2])
+            pick = lambda table: F.embedding(choice, table.view(-1, table.shape[-1]))   # ([1,]N,.) -> (B,M,.)
+            qkv = torch.cat([qkv, pick(table)], 1)
             x = pick(shared) if m == choice.shape[1] else torch.cat([x, pick(shared)], 1)
         q, k, v = split_heads(qkv, attn.num_heads)
         if prompts is not None:
-            own = lambda dtype: prompts.to(dtype).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B,heads,P,D/heads)
-            k, v = (torch.cat([own(t.dtype), t], 2) for t in (k, v))
-        if m: x, q = x[:, -m:], q[:, :, -m:]
+            both = F.linear(prompts, *(w[prompts.shape[-1]:] for w in (attn.qkv.weight, attn.qkv.bias))).chunk(2, -1) if project else (prompts, prompts)
+            own = lambda p, dtype: p.to(dtype).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)     # (B,heads,P,D/heads)
+            k, v = (torch.cat([own(p, t.dtype), t], 2) for p, t in zip(both, (k, v)))
+        if m: x, q = x if m == x.shape[1] else x[:, -m:], q[:, :, -m:]
         return finish_block(x, F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2), attn.proj, self.norm2, self.mlp)
 
 # %% ../nbs/10_decoders.ipynb #eb9f107b
@@ -75,7 +82,7 @@ def begin(self:Decoder,
 ):  # -> (B,1+V,width), (1,N,width)
     "The embedded tokens of each image, and the mask tokens of all positions, which all images share."
     pos = self.pos_embed.expand(len(x), -1, -1)
-    x = self.embed(x) + torch.cat([pos[:, :1], take(pos[:, 1:], mask.visible)], 1)
+    x = self.embed(x) + torch.cat([pos[:, :1], gather_tokens(pos[:, 1:], mask.visible)], 1)
     return x, (self.mask_token + self.pos_embed[:, 1:]).to(x.dtype)
 
 @patch
@@ -83,27 +90,36 @@ def forward(self:Decoder,
     x,     # (B,1+V,D) features of the class token and the visible patches
     mask,  # Mask
     visible=False, # predict the visible patches as well
-):  # -> (B,M,dim_out), in the order of mask.hidden; with `visible` a second (B,V,dim_out) in that of mask.visible
+    class_token=False, # and, before them, the class token
+):  # -> (B,M,dim_out), in the order of mask.hidden; with `visible` a second (B,V,dim_out) in that of mask.visible, or (B,1+V,dim_out)
     "Predictions g for the hidden patches."
     x, missing = self.begin(x, mask)
     shared, m = (missing, mask.hidden), mask.hidden.shape[1]
     for block in self.blocks:
         x, shared = self.run(block, x, m if block is self.blocks[-1] and not visible else 0, *shared), ()
     x = self.head(self.norm(x))
-    return (x[:, -m:], x[:, 1:-m]) if visible else x
+    return (x[:, -m:], x[:, 0 if class_token else 1:-m]) if visible else x
 
 # %% ../nbs/10_decoders.ipynb #b9d07894
 @DECODERS.register('prompting')
 class PromptingDecoder(Decoder):
     "A decoder that never changes the visible tokens (MILAN, Eq. 2)."
+    def __init__(self, *args,
+        projected=False, # put the prompts through the keys' and values' weights of every block, as MILAN's code does
+        **kwargs,        # of `Decoder`
+    ):
+        super().__init__(*args, **kwargs)
+        self.projected = projected
+
     def forward(self,
         x,     # (B,1+V,D) features of the class token and the visible patches
         mask,  # Mask
         visible=False, # predict the visible patches as well
-    ):  # -> (B,M,dim_out), with `visible` also (B,V,dim_out)
+        class_token=False, # and, before them, the class token
+    ):  # -> (B,M,dim_out), with `visible` also (B,V,dim_out), or (B,1+V,dim_out)
         "Predictions for the hidden patches."
         z, missing = self.begin(x, mask)
         x, shared = z[:, :0], (missing, mask.hidden)
-        for block in self.blocks: x, shared = self.run(block, x, 0, *shared, z), (None, None)
+        for block in self.blocks: x, shared = self.run(block, x, 0, *shared, z, self.projected), (None, None)
         predict = lambda t: self.head(self.norm(t))
-        return (predict(x), predict(z[:, 1:])) if visible else predict(x)
+        return (predict(x), predict(z[:, 0 if class_token else 1:])) if visible else predict(x)

@@ -1,4 +1,4 @@
-"""A trained encoder opens in timm and in open_clip, where the rest of the world's tools are, and answers there exactly as it did here.
+"""Export a trained encoder to timm and open_clip, with exactly the same features, and import weights of the released RILS and of transformers.
 
 Docs: https://rils-nb.github.io/rils_nb/export.html.md"""
 
@@ -27,7 +27,7 @@ from .model import SIZES
 # %% ../nbs/40_export.ipynb #1182ab45
 TARGETS = Registry('target')
 
-def _opened_with(method):  # encoders of this package are known to timm once the module that registers them is imported
+def _modules_to_import(method):  # timm has this package's encoders once the module that registers them is imported
     module = model_entrypoint(SIZES[method.config.size].timm).__module__
     return f'import {module}; ' if module.startswith('rils_nb.') else ''
 
@@ -38,7 +38,7 @@ def _open_clip_config(method):  # -> dict, the content of open_clip_config.json
     quick = any(isinstance(m, QuickGELU) for m in method.text.modules())
     preprocess = dict(mean=size.mean, std=size.std, interpolation='bicubic', resize_mode='shortest')
     model = dict(embed_dim=size.embed, vision_cfg=vision, text_cfg=text, custom_text=True, quick_gelu=quick)
-    if hasattr(method, 'logit_bias'): model['init_logit_bias'] = -10                # SigLIP's; else open_clip makes no place for it
+    if hasattr(method, 'logit_bias'): model['init_logit_bias'] = -10                # SigLIP's; without it open_clip creates no bias
     return dict(model_cfg=model, preprocess_cfg=preprocess)
 
 # %% ../nbs/40_export.ipynb #8d9857d6
@@ -47,7 +47,7 @@ def to_open_clip(
     method,  # Method with a text encoder
     folder,  # existing folder to write into
 ):  # -> str, how to open it
-    "Write both towers as open_clip opens them."
+    "Write both towers in open_clip's format."
     size = SIZES[method.config.size]
     if method.encode_text is None: raise UserError(f'`{method.config.method}` has no text tower, which open_clip needs: use --to timm')
     if size.native != method.image_size:
@@ -56,14 +56,14 @@ def to_open_clip(
     keep = {k: v.squeeze() if k in ('logit_scale', 'logit_bias') else v for k, v in method.state_dict().items()
             if k.startswith(('visual.', 'text.', 'logit_'))}
     write_tensors(keep, Path(folder)/'open_clip_model.safetensors')
-    return _opened_with(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
+    return _modules_to_import(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
 # %% ../nbs/40_export.ipynb #a1d70dea
 def _timm_config(method, args):  # -> dict, the content of config.json
     size = SIZES[method.config.size]
     n, named = args['num_classes'], dict(label_names=method.classes) if method.classes else {}
     cfg = dict(input_size=[3, method.image_size, method.image_size], mean=size.mean, std=size.std, interpolation='bicubic',
-               crop_pct=1.0, num_classes=n, first_conv='patch_embed.proj', classifier='head', license='')
+               crop_pct=method.view.crop_pct, num_classes=n, first_conv='patch_embed.proj', classifier='head', license='')
     return named | dict(architecture=size.timm, num_classes=n, num_features=method.visual.width,
                         model_args=args | dict(img_size=method.image_size), pretrained_cfg=cfg)
 
@@ -72,12 +72,12 @@ def to_timm(
     method,  # Method
     folder,  # existing folder to write into
 ):  # -> str, how to open it
-    "Write the image encoder, and the classifier where there is one, as timm opens them."
+    "Write the image encoder, and the classifier where there is one, in timm's format."
     if apart := getattr(method.visual, 'apart', ''): raise UserError(f'`{method.config.method}` cannot be exported to timm: {apart}')
     args, tensors = method.as_timm()
     write_text(Path(folder)/'config.json', json.dumps(_timm_config(method, args), indent=1))
     write_tensors(tensors, Path(folder)/'model.safetensors')
-    return _opened_with(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
+    return _modules_to_import(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
 
 # %% ../nbs/40_export.ipynb #1ee974eb
 _NAMES = {'visual.decoder_embed.': 'decoder.embed.', 'visual.mask_token': 'decoder.mask_token', 'visual.decoder_pos_embed': 'decoder.pos_embed',
@@ -85,7 +85,7 @@ _NAMES = {'visual.decoder_embed.': 'decoder.embed.', 'visual.mask_token': 'decod
           'visual.': 'visual.trunk.', 'image_projection': 'visual.head.proj.weight', 'logit_scale': 'logit_scale', '': 'text.'}
 
 def rename_released(tensors):  # state dict with the released names -> ours
-    "The released RILS's weights under our names."
+    "The released RILS's weights under this package's names."
     ours = {}
     for k, v in tensors.items():
         k = k.removeprefix('module.')  # saved from DistributedDataParallel
@@ -104,7 +104,7 @@ _RELEASED = {768: 'ViT-B-16', 1024: 'ViT-L-16'}  # by the encoder's width
 def from_released(
     path,  # .safetensors file with the released names
 ):  # -> Method in evaluation mode
-    "A `rils` method with the weights of a checkpoint of the released RILS; raises `UserError` if it is none."
+    "A `rils` method with the weights of a checkpoint of the released RILS; raises `UserError` for any other file."
     tensors = rename_released(read_tensors(path))
     width = tensors.get('visual.trunk.cls_token', torch.empty(0)).shape[-1]
     if width not in _RELEASED: raise UserError(f'`{path}` is not a checkpoint of the released RILS: no `visual.cls_token` of width 768 or 1024')
@@ -121,7 +121,7 @@ _CLIP = {'text_model.embeddings.token_embedding.weight': 'token_embedding.weight
          'vision_model.pre_layrnorm.': 'visual.ln_pre.', 'vision_model.post_layernorm.': 'visual.ln_post.', 'visual_projection.weight': 'visual.proj', 'logit_scale': 'logit_scale'}
 
 def rename_transformers(tensors):  # state dict of transformers' CLIP -> open_clip's
-    "The weights of transformers' CLIP under open_clip's names; raises `UserError` for a name that is not its."
+    "The weights of transformers' CLIP under open_clip's names; raises `UserError` for any other name."
     ours = {}
     for k, v in tensors.items():
         block, projection = re.match(r'(text|vision)_model\.encoder\.layers\.(\d+)\.(.*)\.(weight|bias)$', k), k.endswith('_projection.weight')
@@ -149,7 +149,7 @@ def _clip_config(folder):  # of transformers -> dict, the content of open_clip_c
                       layers=text['num_hidden_layers'], mlp_ratio=text['intermediate_size'] / text['hidden_size']))
     return dict(model_cfg=dict(embed_dim=config.get('projection_dim', 512), quick_gelu=acts == {'quick_gelu'}) | towers, preprocess_cfg=_clip_pixels(folder))
 
-def _clip_pixels(folder):  # of transformers -> dict, how open_clip prepares an image; OpenAI's where nothing is said
+def _clip_pixels(folder):  # of transformers -> dict, open_clip's preparation of an image; OpenAI's values where none are given
     try: said = json.loads((Path(folder)/'preprocessor_config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError): said = {}
     return dict(mean=said.get('image_mean', OPENAI_CLIP_MEAN), std=said.get('image_std', OPENAI_CLIP_STD), interpolation='bicubic', resize_mode='shortest')
@@ -158,7 +158,7 @@ def from_transformers(
     source, # folder with a CLIP of transformers, its weights in safetensors
     folder, # existing folder to write into
 ):  # -> str, how to open it
-    "Rewrite transformers' CLIP as open_clip opens it."
+    "Rewrite transformers' CLIP in open_clip's format."
     files = sorted(Path(source).glob('model*.safetensors'))
     if not files or read_config(source).get('model_type') != 'clip': raise UserError(describe(source))
     config, tensors = _clip_config(source), rename_transformers({k: v.float() for f in files for k, v in read_tensors(f).items()})

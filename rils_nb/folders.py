@@ -1,4 +1,4 @@
-"""Images in a folder, with a text file of captions beside each or sorted by class.
+"""Folders of images: each with a text file of captions beside it, or sorted into a folder for each class.
 
 Docs: https://rils-nb.github.io/rils_nb/folders.html.md"""
 
@@ -12,7 +12,7 @@ import heapq, os, re
 from collections import Counter
 from pathlib import Path
 
-from .core import UserError, notice
+from .core import UserError, warn
 from .labels import name_line, natural_order
 from .samples import IMAGES, OTHER_IMAGES, read_bytes
 from .sources import Source
@@ -22,7 +22,7 @@ JUNK = frozenset('__macosx @eadir @tmp @recycle @recently-snapshot #recycle #sna
                  + ['system volume information', 'network trash folder', 'temporary items', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r'])  # in small letters
 
 def is_hidden(name):
-    "Whether a file or folder is hidden, or something that an archive or a system keeps beside the data."
+    "Whether a file or folder is hidden, or belongs to an archive format or an operating system."
     return name[0] == '.' or name.lower() in JUNK
 
 def _folder(path):
@@ -33,7 +33,7 @@ def _is_folder(entry):
     try: return entry.is_dir()
     except OSError: return False  # a link to itself
 
-def _link_in(entry):  # the path of a folder, where a file without a suffix holds nothing else
+def _link_in(entry):  # the path of a folder, if a file without a suffix holds nothing else
     try:
         if '.' in entry.name or not 0 < entry.stat().st_size < 1024 or not entry.is_file(): return ''
         with open(entry.path, encoding='utf-8') as f: text = f.read().strip()
@@ -42,9 +42,9 @@ def _link_in(entry):  # the path of a folder, where a file without a suffix hold
 
 def walk_folders(
     root, # folder
-    bad=None, # list that is appended to, as (kind, where): folders that cannot be read
-):  # yields the path of a folder below the root ('' of itself) and a list of the names of its files; None for a folder that was read under another name
-    "Every folder once, links followed; what is hidden is left out."
+    bad=None, # list to append (kind, where) to: folders that cannot be read
+):  # yields the path of a folder below the root ('': the root) and the names of its files (None: already read under another name)
+    "Every folder once, with links followed and without hidden entries."
     root, top = os.fspath(root), os.path.realpath(root)
     real, links, seen = [('', top)], [], set()
     while real or links:
@@ -103,7 +103,7 @@ def _pair_up(names):  # of a folder's files -> list of (image, file of captions)
 _PARTS = re.compile('(train(ing|val)?|val(id(ation)?)?|dev(elopment)?|test(ing)?|eval(uation)?|holdout|unlabell?ed)([-_ ]?(set|split|data|images?|imgs?))?[-_ ]?[0-9]{0,4}', re.I)
 
 class Folder(Source):
-    "Images with a .txt of captions beside each."
+    "Images, each with a .txt of captions beside it."
     def __init__(self, path, **_):
         self.bad, found, lost, shards = [], {}, [], []
         for below, names in walk_folders(_folder(path), self.bad):
@@ -114,7 +114,7 @@ class Folder(Source):
         self.bad += [(kind, f'{Path(path, n)} {words}') for n, kind, words in sorted(lost, key=lambda b: b[0].split('/'))]
         if not found: raise UserError(_no_pairs(path, lost, shards) + ''.join(f'; {where}' for kind, where in self.bad[:1] if kind == 'file'))
         order, parts = _in_order(found), natural_order({n.partition('/')[0] for n in found if '/' in n})
-        if len(parts) > 1 and all(map(_PARTS.fullmatch, parts)): notice(f'the pairs of {", ".join(parts)} in `{path}` are read together: to read one part, give its folder')
+        if len(parts) > 1 and all(map(_PARTS.fullmatch, parts)): warn(f'the pairs of {", ".join(parts)} in `{path}` are read together: to read one part, give its folder')
         self.paths = [Path(path, n) for n in order]
         self.texts = {i: found[n] for i, n in enumerate(order) if os.path.splitext(os.path.basename(n))[0] + '.txt' != found[n]}
     def __len__(self): return len(self.paths)
@@ -123,7 +123,7 @@ class Folder(Source):
         p = self.paths[i]
         return read_bytes(p), p.suffix, read_bytes(p.with_name(self.texts[i]) if i in self.texts else p.with_suffix('.txt')), None, str(p)
 
-def _no_pairs(path, lost, shards):  # the message for a folder without a pair
+def _no_pairs(path, lost, shards):  # error message for a folder without a pair
     alone, unread = [n for n, kind, _ in lost if kind == 'pair'], Counter(_suffix(n) or 'without a suffix' for n, kind, _ in lost if kind == 'image')
     return (f'no pairs in the folder `{path}`: it has {len(alone)} images and none with a .txt of the same name beside it'
             + f', and {unread.total()} files that are not read ({", ".join(f"{n} {s}" for s, n in unread.most_common(3))})' * bool(unread)
@@ -152,10 +152,10 @@ class ClassFolders(Source):
     def raw(self, i):
         p, label = self.paths[i]
         return read_bytes(p), p.suffix, None, label, str(p)
-    def _say(self, path):  # what is left out
+    def _say(self, path):  # notices about what is left out
         some = lambda names: f'{len(names)}, ' + ', '.join(f'`{name_line(n)}`' for n in names[:3]) + ', ...' * (len(names) > 3)
-        if self.beside: notice(f'beside the class folders of `{path}` lie pictures that belong to no class and are left out: {some(self.beside)}')
-        if self.empty_folders: notice(f'folders of `{path}` without an image of their own are no classes: {some(self.empty_folders)}')
+        if self.beside: warn(f'beside the class folders of `{path}` lie pictures that belong to no class and are left out: {some(self.beside)}')
+        if self.empty_folders: warn(f'folders of `{path}` without an image of their own are no classes: {some(self.empty_folders)}')
 
 # %% ../nbs/05b_folders.ipynb #f98caad8
 def _check_classes(path, found, texts):  # folders -> their images; folders without images -> their texts; paths below `path`
@@ -165,18 +165,18 @@ def _check_classes(path, found, texts):  # folders -> their images; folders with
     if parts == classes and any(folders):
         first = next((c for c in classes if c.lower().startswith('train')), classes[0])
         raise UserError(f'the folders of `{path}` are parts of the data and no classes ({", ".join(classes)}): give one of them, as {Path(path, first)}')
-    if parts and len(classes) > 1: notice(f'folders of `{path}` are called like parts of the data ({", ".join(parts)}), and each is taken for a class')
+    if parts and len(classes) > 1: warn(f'folders of `{path}` are called like parts of the data ({", ".join(parts)}), and each is taken for a class')
     inner = lambda n: os.path.splitext(n)[0].partition('/')[2]
     named = {k: c for c in classes for n in found[c] for k in (inner(n), n.partition('/')[2])} if texts else {}
     apart = next(((named[inner(n)], c) for c in texts for n in texts[c] if inner(n) in named), None)
     if apart: raise UserError(f'`{path}` has pictures in `{apart[0]}` and texts of the same names in `{apart[1]}`, and a caption is looked for beside its picture: '
                               'move the .txt files there, or list the pairs in a table with the columns image and caption; boxes are read from a file of COCO, with coco:')
     shared = natural_order(set.intersection(*folders))
-    if len(classes) > 1 and len(shared) > 1: notice(f'each of the {len(classes)} folders of `{path}` has the folders {", ".join(shared[:3])}{", ..." * (len(shared) > 3)} in it: '
+    if len(classes) > 1 and len(shared) > 1: warn(f'each of the {len(classes)} folders of `{path}` has the folders {", ".join(shared[:3])}{", ..." * (len(shared) > 3)} in it: '
                                                     f'if those are the classes, give one of them alone, as {Path(path, classes[0])}')
 
 # %% ../nbs/05b_folders.ipynb #bc719cd1
-def _has_classes(root):  # images in subfolders, and none of the first has a caption beside it
+def _has_classes(root):  # whether images are in subfolders, and none of the first has a caption beside it
     top = below = 0
     for folder, names in walk_folders(root):
         images = [n for n in names or () if _suffix(n) in IMAGES]

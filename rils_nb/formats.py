@@ -1,4 +1,4 @@
-"""Says what a file or folder of weights is that does not open as it stands, and what to give in its place.
+"""Identifies a file or folder of weights that cannot be opened directly, and names what to give in its place.
 
 Docs: https://rils-nb.github.io/rils_nb/formats.html.md"""
 
@@ -17,14 +17,14 @@ import timm
 from safetensors import SafetensorError, safe_open
 
 # %% ../nbs/13a_formats.ipynb #8e31424e
-def read_config(folder):  # -> dict, empty where there is none
+def read_config(folder):  # -> dict, empty if there is none
     "The config.json of a folder."
     try: found = json.loads((Path(folder)/'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError): return {}
     return found if isinstance(found, dict) else {}
 
 def kind_of_folder(folder):  # -> own, open_clip, timm, transformers or ''
-    "Which program's model a folder holds."
+    "The program that wrote the model of a folder."
     folder, config = Path(folder), read_config(folder)
     if (folder/'open_clip_config.json').is_file(): return 'open_clip'
     if 'architecture' in config: return 'timm'
@@ -35,26 +35,26 @@ def kind_of_folder(folder):  # -> own, open_clip, timm, transformers or ''
 PICKLES = ('.pt', '.pth', '.bin', '.ckpt', '.pkl', '.pickle')
 
 def is_pickle(path):
-    "Whether a file is a pickle, or ends as one."
+    "Whether a file is a pickle, or has a pickle's suffix."
     path = Path(path)
     with open(path, 'rb') as f: head = f.read(2)
     return path.suffix.lower() in PICKLES or head[:1] == b'\x80' and head[1:] in (b'\2', b'\3', b'\4', b'\5') or head == b'PK' and bool(_pickled(path))
 
-def _pickled(path):  # an archive -> names of its members, where it has a pickle
+def _pickled(path):  # an archive -> names of its members, if it has a pickle
     try:
         with zipfile.ZipFile(path) as f: members = f.namelist()
     except (zipfile.BadZipFile, OSError): return []
     return members if any(m.endswith('data.pkl') for m in members) else []
 
 def tensor_names(path):  # -> list of str
-    "The names of a file's tensors, as far as they can be seen without loading it."
+    "The names of a file's tensors, as far as they are visible without loading it."
     try:
         if not is_pickle(path):
             with safe_open(path, 'pt') as f: return list(f.keys())
         inside = next((m for m in _pickled(path) if m.endswith('data.pkl')), None)
         with zipfile.ZipFile(path).open(inside) if inside else open(path, 'rb') as f: found = f.read(2**26)
     except (SafetensorError, OSError, zipfile.BadZipFile, RuntimeError): return []
-    texts = (found[m.end():m.end() + (m[1] or m[2])[0]] for m in re.finditer(rb'X(.)\0{3}|\x8c(.)', found, re.S))  # a pickle's texts, behind their lengths
+    texts = (found[m.end():m.end() + (m[1] or m[2])[0]] for m in re.finditer(rb'X(.)\0{3}|\x8c(.)', found, re.S))  # a pickle's strings, after their lengths
     return [t.decode() for t in texts if re.fullmatch(rb'[A-Za-z_][\w.]+', t)]
 
 # %% ../nbs/13a_formats.ipynb #c96af314
@@ -66,23 +66,23 @@ NAMES = dict(
     timm=r'(module\.|model\.|backbone\.|base_model\.)?(patch_embed|blocks|stem|stages?|layers?\d?|features|conv1|conv_stem|cls_token)\b')
 
 def kind_of_names(names):  # of tensors -> a key of NAMES, or ''
-    "Whose names a file's tensors have."
+    "The library whose names a file's tensors have."
     return next((kind for kind, pattern in NAMES.items() if any(re.match(pattern, n) for n in names)), '')
 
 # %% ../nbs/13a_formats.ipynb #1ce17505
-def _shape(path, *ends):  # of the first tensor of a safetensors file whose name ends so -> list, or []
+def _shape(path, *ends):  # shape of the first tensor of a safetensors file with such a suffix -> list, or []
     with safe_open(path, 'pt') as f: return next((f.get_slice(k).get_shape() for e in ends for k in f.keys() if k.endswith(e)), [])
 
 WIDTHS = {192: 'tiny', 384: 'small', 768: 'base', 1024: 'large', 1280: 'huge'}
 
 def guess_timm(path):  # a safetensors file -> str, a name in timm or ''
-    "The vision transformer that weights under timm's names are probably of."
+    "The probable vision transformer of weights under timm's names."
     width, _, patch, *_ = [*_shape(path, 'patch_embed.proj.weight'), 0, 0, 0]
     name = f'vit_{WIDTHS.get(width)}_patch{patch}_224'
     return next((n for n in (name + '.mae' * ('mae' in Path(path).stem), name) if n in timm.list_models() or n in timm.list_pretrained()), '')
 
 def guess_open_clip(path):  # a safetensors file -> str, a name in open_clip or ''
-    "The model that weights under open_clip's names are probably of."
+    "The probable model of weights under open_clip's names."
     width, _, patch, *_ = [*_shape(path, 'visual.conv1.weight'), 0, 0, 0]
     places, embed = (_shape(path, 'visual.positional_embedding') or [0])[0], (_shape(path, 'visual.proj') or [0])[-1]
     def fits(config):
@@ -94,7 +94,7 @@ def guess_open_clip(path):  # a safetensors file -> str, a name in open_clip or 
 # %% ../nbs/13a_formats.ipynb #19a92b7b
 WHOSE = dict(own="this package's or open_clip's", transformers="transformers'", released="the released RILS's", open_clip="open_clip's", timm="timm's")
 
-def _instead(path, kind, name=''):  # a safetensors file that is there or will be, whose names it has, its network -> what to give
+def _instead(path, kind, name=''):  # an existing or future safetensors file, the library of its names, its network -> what to give
     return {'own': f'put it beside the config.json of its run, or the open_clip_config.json that rils-export wrote, and give that folder; of open_clip give open_clip:NAME/{path}',
             'timm': f'give timm:{name or "NAME"}/{path}' + (', NAME its network as timm calls it, e.g. vit_base_patch16_224 (of MAE vit_base_patch16_224.mae)' if not name else ''),
             'open_clip': f'give open_clip:{name or "NAME"}/{path}' + (', NAME its model as open_clip calls it, e.g. ViT-B-16' if not name else ''),
@@ -114,8 +114,8 @@ def _of_safetensors(path):  # -> str
 def rewriting(
     path,  # a pickle
     new,   # the safetensors file to write
-):  # -> str, a command of the shell
-    "What writes the tensors of a pickle as safetensors."
+):  # -> str, a shell command
+    "The command that writes the tensors of a pickle as safetensors."
     code = (f'import torch, safetensors.torch as s; w = torch.load({json.dumps(str(path))}, "cpu", weights_only=True); w = w.get("model", w.get("state_dict", w)); '
             f's.save_file({{k.removeprefix("module."): v.contiguous().clone() for k, v in w.items() if hasattr(v, "shape")}}, {json.dumps(str(new))})')
     return f'python -c {shlex.quote(code)}'
@@ -134,7 +134,7 @@ def _of_pickle(path):  # -> str
 ELSEWHERE = dict(vit_mae='timm:vit_base_patch16_224.mae/pretrained', vit='timm:vit_base_patch16_224.augreg_in21k/pretrained', deit='timm:deit_base_patch16_224.fb_in1k/pretrained',
                  dinov2='timm:vit_base_patch14_dinov2.lvd142m/pretrained', siglip='open_clip:ViT-B-16-SigLIP/webli', siglip2='open_clip:ViT-B-16-SigLIP2/webli')
 
-def _of_transformers(folder, converted=False):  # a folder of transformers, its weights in safetensors from here on -> str
+def _of_transformers(folder, converted=False):  # a folder of transformers; whether its weights are converted to safetensors first -> str
     config = read_config(folder)
     kind = config.get('model_type', '')
     if kind == 'clip': words = f'rils-export {folder} --to open_clip --out NEW makes a folder NEW of it that opens here: give that'
@@ -169,7 +169,7 @@ def _of_folder(folder):  # -> str
     if kind == 'transformers' and not (weights and weights[0].suffix in PICKLES): return _of_transformers(folder)
     return _of_file(weights[0]) if weights else ''
 
-def describe(path):  # file or folder -> str, empty for what opens as it is, or is not there
-    "What weights of another kind are, and what to give in their place."
+def describe(path):  # file or folder -> str, empty if it can be opened or does not exist
+    "The kind of foreign weights, and what to give in their place."
     path = Path(path)
     return _of_folder(path) if path.is_dir() else _of_file(path) if path.is_file() else ''

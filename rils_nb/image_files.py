@@ -1,4 +1,4 @@
-"""Which files are images, which of them can be decoded, and how a picture survives what is broken beside its pixels.
+"""Image formats by suffix and by content, and files stripped of damaged metadata so that their pixels can still be decoded.
 
 Docs: https://rils-nb.github.io/rils_nb/image_files.html.md"""
 
@@ -19,12 +19,12 @@ IMAGES = tuple(f'.{s}' for s in ('jpg jpeg jpe jfif jif jfi mpo png apng webp gi
 OTHER_IMAGES = tuple(f'.{s}' for s in ('heic heif hif jxl jxr wdp psd psb tga ico icns svg svgz eps exr hdr dds qoi pcx '
                                        'dng raw cr2 cr3 nef arw orf rw2 raf pef srw dcm fits wmf emf xcf bpg djvu').split())
 
-def is_image(name):  # of a file -> bool
-    "Whether a name ends like an image, decoded here or not."
+def is_image(name):  # file name -> bool
+    "Whether a name has the suffix of an image, decoded here or not."
     return Path(name).suffix.lower() in IMAGES + OTHER_IMAGES
 
-def explain_suffix(name):  # of an image -> str
-    "Why an image is not decoded; empty where it is."
+def explain_suffix(name):  # image file name -> str
+    "Why an image is not decoded; empty if it is."
     suffix = Path(name).suffix.lower()
     return f'{suffix} images are not decoded: convert them to JPEG or PNG' if suffix in OTHER_IMAGES else ''
 
@@ -33,8 +33,8 @@ _NAMES = {b'version https://git-lfs': 'a pointer of Git LFS in place of the file
           b'<svg': 'SVG', b'v/1\x01': 'OpenEXR', b'DDS ': 'DirectDraw Surface', b'\0\0\1\0': 'an icon', b'qoif': 'QOI'}
 _BRANDS = {b'heic': 'HEIC', b'heix': 'HEIC', b'hevc': 'HEIC', b'mif1': 'HEIF', b'msf1': 'HEIF', b'avif': 'AVIF', b'avis': 'AVIF'}
 
-def name_format(data):  # bytes of a file that was not decoded -> str
-    "What a file is, if its first bytes say it; else empty."
+def name_format(data):  # bytes of a file that could not be decoded -> str
+    "Format of a file by its first bytes; empty if unknown."
     if not data: return 'the file is empty'
     if data[4:8] == b'ftyp': return _BRANDS.get(data[8:12], '')
     return next((name for start, name in _NAMES.items() if data.startswith(start)), '')
@@ -50,16 +50,16 @@ def _strip_png(data):
     return b''.join(kept)
 
 # %% ../nbs/03b_image_files.ipynb #3287ef70
-def _segments(data):  # of a JPEG -> those before its first scan, the rest
+def _segments(data):  # JPEG -> its segments before the first scan, the rest
     found, at = [], 2
     while data[at:at + 1] == b'\xff' and at + 4 <= len(data):
         if data[at + 1] == 0xda: return found, data[at:]
-        n = 0 if data[at + 1] == 0xff else 1 + int.from_bytes(data[at + 2:at + 4], 'big')  # 0xff: a byte that fills up
+        n = 0 if data[at + 1] == 0xff else 1 + int.from_bytes(data[at + 2:at + 4], 'big')  # 0xff: a fill byte
         if n: found.append(data[at:at + 1 + n])
         at += 1 + n
     return found, b''
 
-def _has_all_scans(segments, scans):  # does each component come to the last bit of all 64 coefficients?
+def _has_all_scans(segments, scans):  # whether the scans reach the last bit of all 64 coefficients of each component
     frame = next((s for s in segments if s[1] in (0xc0, 0xc1, 0xc2)), b'')
     missing = {(component, k) for component in frame[10::3] for k in range(64)}
     for m in re.finditer(rb'\xff\xda..(.)', scans, re.S):
@@ -87,7 +87,7 @@ def _strip_webp(data):
     while at + 8 <= len(data):
         n = int.from_bytes(data[at + 4:at + 8], 'little')
         chunk, at = data[at:at + 8 + n + n % 2], at + 8 + n + n % 2
-        if chunk[:4] == b'VP8X': chunk = chunk[:8] + bytes([chunk[8] & 0x12]) + chunk[9:]  # flags: of all that may follow, transparency and animation
+        if chunk[:4] == b'VP8X': chunk = chunk[:8] + bytes([chunk[8] & 0x12]) + chunk[9:]  # flags: keep those of transparency and animation
         if chunk[:4] in (b'VP8X', b'VP8 ', b'VP8L', b'ALPH', b'ANIM', b'ANMF'): kept.append(chunk)
     body = b'WEBP' + b''.join(kept)
     return b'RIFF' + len(body).to_bytes(4, 'little') + body
@@ -107,9 +107,9 @@ def _strip_avif(data): return re.sub(rb'(infe[\2\3].{5,7}\0\0)Exif', rb'\1skip',
 # %% ../nbs/03b_image_files.ipynb #547f7c01
 _STRIP = {b'\x89PNG': _strip_png, b'\xff\xd8': _strip_jpeg, b'RIFF': _strip_webp, b'II*\0': _strip_tiff, b'MM\0*': _strip_tiff}
 
-def strip_metadata(data):  # bytes of an image file that was not decoded
-    "The file with nothing but what its pixels need; empty where that changes nothing."
+def strip_metadata(data):  # bytes of an image file that could not be decoded
+    "The file with only the parts that its pixels need; empty if that changes nothing."
     strip = next((f for start, f in _STRIP.items() if data.startswith(start)), _strip_avif if data[4:8] == b'ftyp' else bytes)
     try: stripped = strip(data)
-    except (IndexError, ValueError): return b''  # cut in the middle of what would have to be read
+    except (IndexError, ValueError): return b''  # truncated within the part to be read
     return stripped if stripped != data else b''

@@ -1,4 +1,4 @@
-"""The names of classes: what counts as one, how they are numbered, the files that hold them, and how prompts say them.
+"""Class names: valid labels, their order and numbers, files of names, and their wording in prompts.
 
 Docs: https://rils-nb.github.io/rils_nb/labels.html.md"""
 
@@ -16,14 +16,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import open_clip
-from .core import UserError, notice, write_text
+from .core import UserError, warn, write_text
 from .samples import BadSample
 
 # %% ../nbs/04a_labels.ipynb #c9bd4357
-_MISSING = {'', 'nan', 'NaN', '-nan', '-NaN', 'None', 'null', 'NULL', 'NA', 'N/A', 'n/a', '<NA>', '#N/A', 'NaT'}  # as pandas, JSON and spreadsheets write it
-_UNSEEN = '\u200b\u200c\u200d\u200e\u200f\u2060\ufeff'  # characters without width
+_MISSING = {'', 'nan', 'NaN', '-nan', '-NaN', 'None', 'null', 'NULL', 'NA', 'N/A', 'n/a', '<NA>', '#N/A', 'NaT'}  # notations of pandas, JSON and spreadsheets
+_UNSEEN = '\u200b\u200c\u200d\u200e\u200f\u2060\ufeff'  # zero-width characters
 
-def _is_list(text):  # does it look like a list or a dict, in the words of Python, JSON or NumPy?
+def _is_list(text):  # whether it is a list or a dict in the notation of Python, JSON or NumPy
     if text[:1] + text[-1:] not in ('[]', '{}', '()') or len(text) > 10_000: return False
     if re.fullmatch(r'\[[\s0-9.,eE+-]*\]', text): return True
     for parse in (ast.literal_eval, json.loads):
@@ -42,34 +42,34 @@ def _name_in(text):  # -> name of a class, or None
 # %% ../nbs/04a_labels.ipynb #9996eafc
 def label_name(
     value,  # a cell of a table, or the text of a `.cls`
-):  # -> str, or None where it says nothing
-    "The name of a class; raises `BadSample` for what is not one class."
+):  # -> str, or None for a missing value
+    "The name of a class; raises `BadSample` for several classes."
     if isinstance(value, (list, dict)):
         if value: raise BadSample('label', f'a list in place of one class: {json.dumps(value, ensure_ascii=False)[:60]}')
         return None
     return None if value is None else _name_in(str(value))
 
 # %% ../nbs/04a_labels.ipynb #6653c771
-def _size(digits):  # '010.50' -> what orders it among numbers, however long they are
+def _size(digits):  # '010.50' -> sort key among numbers of any length
     whole, _, part = digits.partition('.')
     return len(whole.lstrip('0')), whole.lstrip('0'), part.rstrip('0')
 
 def _natural(name):  # -> text, size of a number, text, size of a number, ...
-    parts = re.split(r'((?<![0-9.])[0-9]+\.[0-9]+(?![0-9.])|[0-9]+)', name)  # in `1.2.3` there are three numbers
+    parts = re.split(r'((?<![0-9.])[0-9]+\.[0-9]+(?![0-9.])|[0-9]+)', name)  # `1.2.3` has three numbers
     return [_size(p) if k % 2 else p for k, p in enumerate(parts)]
 
 def natural_order(names):  # of classes -> list
-    "Names in order: by value where all are numbers, else by their letters and the numbers between them."
+    "Names in natural order: by value if all are numbers, else by their letters and the numbers between them."
     numbers = all(re.fullmatch(r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?', n) for n in names)
     return sorted(names, key=lambda n: (Decimal(n) if numbers else _natural(n), n))
 
 # %% ../nbs/04a_labels.ipynb #fca97454
-def name_line(name):  # of a class -> str
-    "A name as a line of a file holds it: as it is, or in JSON's quotes where a line cannot hold it."
+def name_line(name):  # name of a class -> str
+    "A name as a line of a file: unchanged, or in JSON's quotes if a line cannot hold it."
     odd = not name or name != name.strip() or re.search('[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]', name) or _name_of(name) != name
     return json.dumps(name) if odd else name
 
-def _name_of(line):  # what `name_line` made of a name -> the name
+def _name_of(line):  # inverse of `name_line`
     try: name = json.loads(line) if len(line) > 1 and line[0] == line[-1] == '"' else line
     except ValueError: return line
     return name if name == line or name_line(name) == line else line
@@ -79,11 +79,11 @@ def save_names(
     path,  # text file to write
     names, # of classes, list of str
 ):
-    "Write names of classes, one to a line."
+    "Write class names, one a line."
     write_text(path, ''.join(f'{name_line(n)}\n' for n in names))
 
 def load_names(path):  # text file -> list of str
-    "Names of classes, one to a line; raises `UserError` where a line has none."
+    "Read class names, one a line; raises `UserError` for an empty line."
     try: text = Path(path).read_bytes().decode('utf-8-sig')
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f'the names of classes in `{path}` cannot be read ({getattr(e, "strerror", None) or "not UTF-8 text"}): give a file with a name to a line')
@@ -95,11 +95,11 @@ def load_names(path):  # text file -> list of str
 
 # %% ../nbs/04a_labels.ipynb #cab88b97
 def class_names(
-    paths,  # of shards
-    files,  # function of a shard's path: the files that its names may stand in; the first that is there counts
-    asks=lambda path: True, # whether a shard has numbers that need names
-):  # -> list of str, or None where no shard has names
-    "The names of classes beside shards; raises `UserError` where packs number their classes differently."
+    paths,  # paths of shards
+    files,  # function of a shard's path: possible files of its class names; the first that exists counts
+    asks=lambda path: True, # function of a shard's path: whether its samples have labels
+):  # -> list of str, or None if no shard has names
+    "The class names beside shards; raises `UserError` if packs number their classes differently."
     packs = {}
     for p in paths: packs.setdefault(tuple(files(p)), p)
     found = {p: next((load_names(f) for f in names if f != p and os.path.isfile(f)), None) for names, p in packs.items()}
@@ -110,7 +110,7 @@ def class_names(
         if names != found[first] and asks(p): raise UserError(_differ(first, found[first], p, names))
     return found[first]
 
-def _differ(first, known, p, names):  # two shards and their names -> what is wrong
+def _differ(first, known, p, names):  # two shards and their names -> error message
     if not names: return f'the classes of `{p}` have no names, and those of `{first}` have: put the same file of names beside both, or read one of them alone'
     k = next((k for k, pair in enumerate(zip(known, names)) if pair[0] != pair[1]), min(len(known), len(names)))
     one, other = (f'`{c[k]}`' if k < len(c) else 'none' for c in (known, names))
@@ -128,11 +128,11 @@ def _words(): return {s: words.split(', ')[0] for s, _, words in (line.partition
 def _in_words(name):  # str -> str
     synset = re.fullmatch(r'(n[0-9]{8})(?:[-_. ]+(.+))?', name)
     if synset: name = synset[2] or _words().get(name, name)
-    if re.search('[\ud800-\udfff]', name): name = name.encode('utf-8', 'surrogateescape').decode('cp1252', 'replace')  # bytes of a folder's name, in the letters of old archives
+    if re.search('[\ud800-\udfff]', name): name = name.encode('utf-8', 'surrogateescape').decode('cp1252', 'replace')  # undecodable bytes of a folder's name, read as cp1252
     return ' '.join(re.sub('[\\s_]+', ' ', name).split()) or name
 
 # %% ../nbs/04a_labels.ipynb #d42611f1
-def _without_numbers(names):  # list of str -> the same, without numbers in front that only count
+def _without_numbers(names):  # list of str -> the same, without leading numbers that only enumerate
     found = [re.fullmatch(r'([0-9]+)([-_. ]+)([^\W\d].*)', n) for n in names]
     if len(names) < 2 or not all(found): return names
     numbers, marks, rest = zip(*(m.groups() for m in found))
@@ -140,21 +140,21 @@ def _without_numbers(names):  # list of str -> the same, without numbers in fron
     return list(rest) if counted and len(set(map(int, numbers))) == len(set(rest)) == len(names) else names
 
 def prompt_names(
-    names,  # of classes: str, or tuple of str where a protocol says what they are called
+    names,  # class names: str, or tuple of str with a protocol's synonyms
 ):  # -> list of the same
-    "What prompts call classes; says once what differs from their names."
+    "Wording of class names in prompts; a message reports once what differs from the names."
     given = [n for n in names if isinstance(n, str)]
     words = iter(map(_in_words, _without_numbers(given)))
     out = [next(words) if isinstance(n, str) else n for n in names]
     changed = [(a, b) for a, b in zip(names, out) if a != b]
-    if changed: notice(f'prompts call the class `{name_line(changed[0][0])}` `{changed[0][1]}`: {len(changed)} of {len(names)} names of classes are said in words '
+    if changed: warn(f'prompts call the class `{name_line(changed[0][0])}` `{changed[0][1]}`: {len(changed)} of {len(names)} names of classes are said in words '
                        '(blanks for underscores, words for synsets and their numbers); --class_names FILE gives others')
-    if given and all(re.fullmatch('[0-9]+', n) for n in out if isinstance(n, str)): notice(f'the classes are called by numbers, and prompts say `{given[0]}`: give their names with --class_names FILE')
+    if given and all(re.fullmatch('[0-9]+', n) for n in out if isinstance(n, str)): warn(f'the classes are called by numbers, and prompts say `{given[0]}`: give their names with --class_names FILE')
     return out
 
 # %% ../nbs/04a_labels.ipynb #c94aa48a
 def read_templates(path):  # text file -> list of str
-    "Prompt templates of a file, one to a line."
+    "Read prompt templates from a file, one a line."
     try: templates = [l.strip().replace('{c}', '{}') for l in Path(path).read_text(encoding='utf-8-sig').splitlines() if l.strip()]
     except (OSError, UnicodeDecodeError) as e: raise UserError(f'cannot read the templates `{path}`: {getattr(e, "strerror", None) or "not UTF-8 text"}')
     if not templates: raise UserError(f'the templates `{path}` hold no line')

@@ -1,4 +1,4 @@
-"""A number that says whether data still have the samples that they had, in the same places.
+"""A fingerprint that shows whether a data set still has the same samples in the same order.
 
 Docs: https://rils-nb.github.io/rils_nb/order.html.md"""
 
@@ -18,7 +18,7 @@ from .samples import BadSample
 
 # %% ../nbs/06a_order.ipynb #4a1093b9
 def hash_names(names):  # iterable of str, in an order -> int
-    "A number that changes when names change, or their order."
+    "A hash of names and of their order."
     total = hashlib.blake2b(digest_size=8)
     for name in names: total.update(f'{name}\x1f'.encode('utf-8', 'surrogatepass'))
     return int.from_bytes(total.digest(), 'big') >> 1
@@ -26,14 +26,14 @@ def hash_names(names):  # iterable of str, in an order -> int
 # %% ../nbs/06a_order.ipynb #a7a5f11d
 @patch
 def sample_names(self:Source):  # -> iterator over str
-    "What each sample is called, in order."
+    "The names of all samples, in order."
     for i in range(len(self)):
         try: yield self.about(i)[1]
         except BadSample as e: yield e.where
 
 @patch
-def fingerprint(self:Source):  # -> int, or None where the names are not known without the samples
-    "A number that changes when samples change places."
+def fingerprint(self:Source):  # -> int, or None if the names need the samples
+    "A number that changes when the order of the samples changes."
     return None if type(self).about is Source.about and type(self).sample_names is Source.sample_names else hash_names(self.sample_names())
 
 # %% ../nbs/06a_order.ipynb #0b72e439

@@ -1,4 +1,4 @@
-"""Shards as a list of samples, and one name for all readers.
+"""Shards as a list of samples, and `open_source`, which finds the reader for any data.
 
 Docs: https://rils-nb.github.io/rils_nb/readers.html.md"""
 
@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from tqdm.contrib.concurrent import process_map
-from .core import Registry, UserError, nearest, notice, progress_bar
+from .core import Registry, UserError, suggest, warn, progress_bar
 from .folders import ClassFolders, Folder, _folder, _has_classes, _images
 from .labels import class_names, label_name, name_line, natural_order, read_templates
 from .scenes import Scenes
-from .samples import BadSample, bounded, is_one_line, parse_json
+from .samples import BadSample, check_bounds, is_one_line, parse_json
 from .shards import _ORDER, WINDOW, _after_the_first, _index, _length, pread, shard_paths, explain_compressed
 from .sources import Source
 from .table_files import show_text
@@ -30,7 +30,7 @@ from .tables import Manifest, _Rows
 # %% ../nbs/06_readers.ipynb #90eda190
 def _name_files(path): return _beside(path, 'classes', 'classnames.txt')
 
-def _beside(path, what, public):  # shard -> where its pack may have a file: NAME-what.txt as `pack` writes it, or that of public packs beside the shards or one folder above
+def _beside(path, what, public):  # shard -> possible files of its pack: NAME-what.txt, as `pack` writes it, or a public pack's
     folder = os.path.dirname(path)
     return [p for p in (re.sub(r'-\d+\.tar$', f'-{what}.txt', path), os.path.join(folder, public), os.path.normpath(os.path.join(folder, '..', public))) if p != path]
 
@@ -61,11 +61,11 @@ class Shards(Source):
 
 # %% ../nbs/06_readers.ipynb #59c17d95
 @patch
-def _remember(self:Shards):  # the places of what is shuffled together; those of a billion pairs would fill the memory
+def _remember(self:Shards):  # caches the offsets of shards that are shuffled together; those of a billion pairs would fill the memory
     self.rows = lru_cache(8 + 3 * WINDOW * len(self.paths) // len(self))(self._rows)
 
 @patch
-def _rows(self:Shards, shard):  # -> its places
+def _rows(self:Shards, shard):  # -> its rows of offsets
     path, rows = self.paths[shard], self.kept[shard]
     try: rows = _index(path)[0] if rows is None else rows
     except OSError as e: raise BadSample('file', f'{path} ({e.strerror})')
@@ -75,7 +75,7 @@ def _rows(self:Shards, shard):  # -> its places
 # %% ../nbs/06_readers.ipynb #d6025e5a
 @patch
 def _read(self:Shards, shard, offset, size):  # offset in blocks
-    bounded(size, f'{self.paths[shard]}: a member')
+    check_bounds(size, f'{self.paths[shard]}: a member')
     try:
         if shard not in self.files:
             if len(self.files) >= 256: os.close(self.files.pop(next(iter(self.files))))
@@ -86,13 +86,13 @@ def _read(self:Shards, shard, offset, size):  # offset in blocks
     return data
 
 # %% ../nbs/06_readers.ipynb #a7e2604c
-UNCAPTIONED = {'cls', 'map', 'objects'}  # parts of a sample that may do without captions
+UNCAPTIONED = {'cls', 'map', 'objects'}  # parts of a sample that needs no captions
 
 def find_field(
     fields, # what a .json holds
     key,    # name of a field, or several with commas between them
-):  # -> captions as they stand, None where there is no such field
-    "The captions of a .json: an object, or nothing but captions."
+):  # -> captions unchanged, None if there is no such field
+    "The captions of a .json, which is an object, a string or a list."
     if not isinstance(fields, dict): return fields if isinstance(fields, (list, str)) and key == 'caption' else None
     found = [fields[k] for k in ([key] if key in fields else map(str.strip, key.split(','))) if k in fields]
     if len(found) < 2: return found[0] if found else None
@@ -100,9 +100,9 @@ def find_field(
 
 def describe_fields(
     fields, # what a .json holds
-    key,    # the field that was wanted
+    key,    # the requested field
 ):  # -> str
-    "What a .json has in place of a field."
+    "The content of a .json that lacks a field, for an error message."
     if not isinstance(fields, dict): return f'the .json has no `{key}`: it is a {type(fields).__name__}'
     return f'the .json has no `{key}`: it has {", ".join(map(show_text, fields)) or "nothing"}' if find_field(fields, key) is None else f'`{key}` of the .json is empty'
 
@@ -112,7 +112,7 @@ def _parts(self:Shards, i):  # -> part -> function that reads it, label, name
     shard = bisect_right(self.starts, i) - 1
     places = self.rows(shard)[i - self.starts[shard]].tolist()
     get = {part: partial(self._read, shard, o, s) for part, o, s in zip(_ORDER, places[::2], places[1::2]) if o}
-    named = places[2 * _ORDER.index('name')] if get.pop('name', None) else places[0]  # a link has a header of its own
+    named = places[2 * _ORDER.index('name')] if get.pop('name', None) else places[0]  # a link has its own header
     header = tarfile.TarInfo.frombuf(self._read(shard, named - 1, 512), 'utf-8', 'surrogateescape')
     name, label = f'{self.paths[shard]}: {header.name}', None
     if 'cls' in get: label = self._label(get['cls'], name)
@@ -128,7 +128,7 @@ def raw(self:Shards, i):
 
 # %% ../nbs/06_readers.ipynb #c6a0f92d
 @patch
-def _captions(self:Shards, get):  # part -> function that reads it -> captions as they stand, None where there are none
+def _captions(self:Shards, get):  # part -> function that reads it -> captions unchanged, None if there are none
     texts = None
     if 'json' in get:
         texts = find_field(fields := parse_json(get['json']()), self.caption_key)
@@ -142,10 +142,10 @@ def _captions(self:Shards, get):  # part -> function that reads it -> captions a
 
 # %% ../nbs/06_readers.ipynb #1f84d3e7
 @patch
-def _check_key(self:Shards, spec):  # does any .json have the field, or each of the fields, that somebody asked for?
+def _check_key(self:Shards, spec):  # raises if a requested field is in no .json
     if self.caption_key == 'caption': return
     wanted, read, example = set(map(str.strip, self.caption_key.split(','))), 0, ''
-    for i in dict.fromkeys(int(i) for many in (64, 1000) for i in np.linspace(0, len(self) - 1, many)):  # a few from everywhere; more where one is missing
+    for i in dict.fromkeys(int(i) for many in (64, 1000) for i in np.linspace(0, len(self) - 1, many)):  # a few from everywhere; more if a field is missing
         try:
             get = self._parts(i)[0]
             if 'json' not in get or get.keys() & UNCAPTIONED: continue
@@ -158,7 +158,7 @@ def _check_key(self:Shards, spec):  # does any .json have the field, or each of 
 
 # %% ../nbs/06_readers.ipynb #d32eda08
 @patch
-def _words(self:Shards, shard):  # what the .cls of a shard say, one after another; what cannot be read is named when its sample is read
+def _words(self:Shards, shard):  # yields the contents of the .cls of a shard; unreadable ones are reported when their sample is read
     try:
         places = self._rows(shard)[:, 2 * _ORDER.index('cls'):][:, :2]
         with open(self.paths[shard], 'rb') as f:
@@ -169,7 +169,7 @@ def _words(self:Shards, shard):  # what the .cls of a shard say, one after anoth
     except (OSError, BadSample): pass
 
 @patch
-def _number_words(self:Shards, spec):  # where most of the first .cls of a pack are words
+def _number_words(self:Shards, spec):  # if most of the first .cls of a pack are words
     packs, self.words = {}, None
     for k in filter(self.lengths.__getitem__, range(len(self.paths))): packs.setdefault(tuple(_name_files(self.paths[k])), k)
     firsts = [list(islice(filter(None, self._words(k)), 5)) for k in packs.values()]
@@ -178,7 +178,7 @@ def _number_words(self:Shards, spec):  # where most of the first .cls of a pack 
     found = natural_order({w for k in shards if self.lengths[k] for w in self._words(k) if w})
     if self.classes and not set(found) & set(self.classes):
         raise UserError(f'the .cls of `{spec}` are words, e.g. `{name_line(found[0])}`, and none of them is among {beside}, e.g. `{name_line(self.classes[0])}`')
-    notice(f'the .cls of `{spec}` are words, {len(found)} of them, numbered in ' + (f'the order of {beside}' if self.classes else 'their natural order'))
+    warn(f'the .cls of `{spec}` are words, {len(found)} of them, numbered in ' + (f'the order of {beside}' if self.classes else 'their natural order'))
     self.classes = self.classes or found
     self.words = {w: i for i, w in enumerate(self.classes)}
 
@@ -197,7 +197,7 @@ def _label(self:Shards, get, name):  # function that reads a .cls, name of the s
 @patch(as_prop=True)
 def templates(self:Shards):
     file = next(filter(os.path.isfile, _beside(self.paths[0], 'templates', 'zeroshot_classification_templates.txt')), None)
-    if file: notice(f'the prompts are those of `{file}`')
+    if file: warn(f'the prompts are those of `{file}`')
     return read_templates(file) if file else None
 
 # %% ../nbs/06_readers.ipynb #4fdfab8e
@@ -210,20 +210,20 @@ def __setstate__(self:Shards, state):
     self._remember()
 
 # %% ../nbs/06_readers.ipynb #32c1258a
-READERS = Registry('reader')  # name -> (does it look like this?, open)
+READERS = Registry('reader')  # name -> (whether a specification matches, open)
 
 def _scenes(spec, **_):
     given = [o.partition('=') for o in spec.split(',') if o]
     kinds = dict(split=str, n=int, size=int, seed=int, style=str, objects=int)
     for k, _, v in given:
-        if k not in kinds: raise UserError(f'unknown option `{k}` of the scenes{nearest(k, kinds)} (valid: {", ".join(kinds)})')
+        if k not in kinds: raise UserError(f'unknown option `{k}` of the scenes{suggest(k, kinds)} (valid: {", ".join(kinds)})')
         if kinds[k] is int and not re.fullmatch(r'-?[0-9]+', v): raise UserError(f'{k} of the scenes is a whole number, given `{v}`')
     return Scenes(**{k: kinds[k](v) for k, _, v in given})
 
 # %% ../nbs/06_readers.ipynb #f6b81f13
-_TARS = re.compile(r'\.(tar|t[gxbz]z\d?|tzst|tar\.(gz|bz2|xz|zst|lz4))$')  # a compressed one is refused where it is opened, with what to do
+_TARS = re.compile(r'\.(tar|t[gxbz]z\d?|tzst|tar\.(gz|bz2|xz|zst|lz4))$')  # opening a compressed one raises an error with the remedy
 def _has_shards(s): return _TARS.search(s.lower()) or '://' in s or s.startswith('pipe:') or os.path.isdir(s) and glob.glob(f'{glob.escape(s)}/*.tar')
-def _shards(spec, **columns):  # with what is known of pixels and objects, where `pack` left the names of their classes
+def _shards(spec, **columns):  # with label maps or objects, if `pack` wrote the names of their classes
     named = [re.sub(r'(-\d+)?[.]tar$', f'-{kind}-classes.txt', p) for p in shard_paths(spec)[:1] if p.endswith('.tar') for kind in ('map', 'object')]
     return open_source(f'packed:{spec}', **columns) if any(map(os.path.isfile, named)) else Shards(spec, **columns)
 
@@ -233,7 +233,7 @@ READERS['manifest'] = (lambda s: Path(s).suffix.lower() in ('.csv', '.tsv', '.js
 READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolders)
 READERS['folder'] = (os.path.isdir, Folder)
 
-LAZY = dict(karpathy='captioned', captions='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', objects='dense.objects', packed='dense.objects', scene_colours='evals.segmentation', listed='evals.low_shot')  # imported when asked for
+LAZY = dict(karpathy='captioned', captions='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', objects='dense.objects', packed='dense.objects', scene_colours='evals.segmentation', listed='evals.low_shot')  # imported when used
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl/.json, a folder; or kind:spec
@@ -247,7 +247,7 @@ def open_source(
     if colon and kind in READERS: return READERS[kind][1](rest, image_key=image_key, caption_key=caption_key, label_key=label_key)
     for fits, reader in READERS.values():
         if fits(spec): return reader(spec, image_key=image_key, caption_key=caption_key, label_key=label_key)
-    near = nearest(kind, READERS | LAZY) if not os.sep in spec else ''
+    near = suggest(kind, READERS | LAZY) if not os.sep in spec else ''
     what = 'a file of a kind that is not known' if os.path.isfile(spec) else 'neither a file nor a folder that exists'
     raise UserError(f'cannot read `{spec}`{near}: it is {what}; give scenes, a pattern of .tar files, a .csv, .tsv, .jsonl or .json, '
                     f'or a folder (or KIND:... with KIND one of {", ".join(READERS | LAZY)})')

@@ -1,4 +1,4 @@
-"""Checkpoints are written by a thread while training goes on; the newest stay, and the best.
+"""Writes checkpoints in a thread while training continues, and keeps the newest and the best.
 
 Docs: https://rils-nb.github.io/rils_nb/saver.html.md"""
 
@@ -12,7 +12,7 @@ import json, threading
 from pathlib import Path
 
 import torch
-from .checkpoints import checkpoint_name, checkpoints_of, follow, link, remove_folder
+from .checkpoints import checkpoint_name, checkpoints_of, resolve_checkpoint, link, remove_folder
 from .core import UserError, write_text
 from .processes import all_sum
 from .runs import write_checkpoint
@@ -20,7 +20,7 @@ from .runs import write_checkpoint
 # %% ../nbs/14b_saver.ipynb #199ab18b
 def best_of(checkpoints):  # folder -> checkpoint folder or None, dict: result -> value
     "The best checkpoint so far."
-    folder = follow(Path(checkpoints)/'best')
+    folder = resolve_checkpoint(Path(checkpoints)/'best')
     return (folder.resolve(), json.loads((folder/'best.json').read_text())) if (folder/'best.json').exists() else (None, {})
 
 def mark_best(
@@ -38,17 +38,17 @@ class Saver:
         acc,     # Accelerator; only its main process writes
         config,  # Config
         order,   # dict of `order_of`
-        first,   # how many steps the checkpoint had that was resumed from
+        first,   # step of the checkpoint that was resumed from
     ):
         self.acc, self.config, self.order, self.last = acc, config, order, first
         self.folder, self.thread, self.error = Path(config.out)/'checkpoints', None, None
 
     def save(self,
-        step,       # how many steps were made
-        take,       # function that gives the `snapshot`, of whether to keep it
-        best=None,  # dict of the result that makes it the best so far
+        step,       # number of completed steps
+        take,       # function of whether to keep it that returns the `snapshot`
+        best=None,  # dict of the result, if it is the best so far
     ):
-        "Write the checkpoint of a step, unless it is there; wait for the one before first. All processes must call this."
+        "Write the checkpoint of a step, unless it exists; waits for the previous one. All processes must call this."
         self.wait()
         files = take(self.acc.is_main_process) if step != self.last else None
         self.last = step
@@ -72,7 +72,7 @@ class Saver:
         self.thread = None
 
     def settle(self):
-        "Wait until all is written; where that failed, all processes raise."
+        "Wait until all is written; on failure, all processes raise."
         self.wait()
         failed = all_sum(torch.tensor(float(self.error is not None), device=self.acc.device)).item()
         if failed: raise self.error or UserError('the main process could not write a checkpoint')

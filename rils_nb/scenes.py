@@ -1,4 +1,4 @@
-"""Pictures with captions that are drawn from a seed: no download, no licence, and every fact about every pixel is known.
+"""Images with captions, drawn procedurally from a seed: no download, no licence, and exact annotations for every pixel.
 
 Docs: https://rils-nb.github.io/rils_nb/scenes.html.md"""
 
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from fastcore.basics import patch
-from .core import Registry, UserError, key, nearest, noise
+from .core import Registry, UserError, hash_key, suggest, keyed_uniform
 
 # %% ../nbs/03_scenes.ipynb #fbe80a08
 COLOURS = dict(red=(225, 35, 40), orange=(250, 135, 20), yellow=(250, 225, 45), green=(35, 165, 65),
                cyan=(50, 205, 225), blue=(40, 75, 220), purple=(135, 45, 185), pink=(250, 135, 195))
 BACKGROUNDS = dict(white=(245, 245, 245), grey=(128, 128, 128), black=(15, 15, 15))
 SIZES = ('small', 'large')
-RELATIONS = ('left of', 'right of', 'above', 'below')  # of the first object to the second
+RELATIONS = ('left of', 'right of', 'above', 'below')  # relation of the first object to the second
 
 # %% ../nbs/03_scenes.ipynb #42e98ec6
 SHAPES = Registry('shape')
@@ -90,15 +90,15 @@ SPLITS = dict(train=(_main, 20_000), val=(_main, 2_000), heldout=(np.array(sorte
 # %% ../nbs/03_scenes.ipynb #7a94ca10
 def layout(
     keys,     # (B,) int64
-    pairs,    # (P,2) pairs of shape and colour that may occur
-    objects=0, # 1 or 2: all scenes have so many; 0: three quarters have one
+    pairs,    # (P,2) allowed pairs of shape and colour
+    objects=0, # objects in every scene, 1 or 2; 0: three quarters of the scenes have one, the others two
 ):  # -> dict of arrays (B,) or (B,2), the second column for a second object
-    "Attributes and geometry of scenes, as a function of their keys."
-    u = noise(keys, 24).numpy()
+    "Attributes and geometry of scenes, computed from their keys."
+    u = keyed_uniform(keys, 24).numpy()
     pick = lambda col, n: (u[:, col] * n).astype(np.int64)  # u < 1, so the result is < n
     two = u[:, 0] < 0.25 if objects == 0 else np.full(len(u), objects == 2)
     first = pick(1, len(pairs))
-    both = np.stack([first, (first + 1 + pick(2, len(pairs) - 1)) % len(pairs)], 1)  # two objects are never the same pair
+    both = np.stack([first, (first + 1 + pick(2, len(pairs) - 1)) % len(pairs)], 1)  # the two objects never have the same pair
     size, relation = np.stack([pick(3, 2), pick(4, 2)], 1), pick(7, 4)
     texture = np.array([0, 0, 1, 2])[np.stack([pick(5, 4), pick(6, 4)], 1)]  # half of the objects are plain
     within = u[:, 9:11]
@@ -116,7 +116,7 @@ def _points(t, k, rows, side):  # pixel centres of scenes `rows` in radii of the
     c, r = t['centre'][rows, k], t['radius'][rows, k, None]
     return ((p - c[:, :1]) / r)[:, None, :], ((p - c[:, 1:]) / r)[:, :, None]
 
-def _by_kind(kinds, functions, t, k, rows, side):  # evaluate for each scene the function that `kinds` names: (R,S,S)
+def _by_kind(kinds, functions, t, k, rows, side):  # evaluate for each scene its function by `kinds`: (R,S,S)
     out = np.empty((len(rows), side, side), np.float32)
     for i, f in enumerate(functions.values()):
         where = np.flatnonzero(kinds[rows, k] == i)
@@ -137,13 +137,13 @@ def distances(
 
 # %% ../nbs/03_scenes.ipynb #93654c83
 class Style(namedtuple('Style', 'cover finish')):  # distance in pixels -> coverage; (B,3,S,S) float 0-255 and keys -> the same
-    "How objects cover the background, and what then happens to the whole image."
+    "Coverage of the background by objects, and a change to the finished image."
 STYLES = Registry('style')
 
 def _fill(d): return np.clip(0.5 - d, 0, 1)
 def _stroke(d): return np.clip(1.25 - abs(d + 0.75), 0, 1)  # a line 1.5 to 2 pixels wide, inside the outline
 def _keep(x, keys): return x
-def _noisy(x, keys): return x + 80 * (noise(keys ^ 1, x[0].numel()).view(x.shape).float() - 0.5) * 2
+def _noisy(x, keys): return x + 80 * (keyed_uniform(keys ^ 1, x[0].numel()).view(x.shape).float() - 0.5) * 2
 def _blurred(x, keys): return F.gaussian_blur(x, [int(x.shape[-1] * 0.2) | 1] * 2, [x.shape[-1] * 0.05] * 2)
 def _grey(x, keys): return F.rgb_to_grayscale(x, 3)
 def _inverted(x, keys): return 255 - x
@@ -180,9 +180,9 @@ def _a(words): return ('an ' if words[0] in 'aeiou' else 'a ') + words
 
 # %% ../nbs/03_scenes.ipynb #0c5883bf
 def captions(
-    facts, # dict as `Scenes.facts` gives it
-    key,   # chooses wordings
-    n=4,   # how many
+    facts, # dict as returned by `Scenes.facts`
+    key,   # chooses the templates
+    n=4,   # number of captions
 ):  # -> list of str
     "Captions of a scene."
     out = []
@@ -199,38 +199,38 @@ class Scenes:
     chunk = 1000
     classes, semantic_names, object_names = CLASSES, ['background', *SHAPES], list(SHAPES)
     def __init__(self,
-        split='train', # train, val, or heldout: pairs of shape and colour that the others never show
-        n=0,           # how many; 0 = 20000 train, 2000 val, 1000 heldout
+        split='train', # train, val, or heldout: pairs of shape and colour that never occur in the others
+        n=0,           # number of scenes; 0 = 20000 train, 2000 val, 1000 heldout
         size=32,       # side in pixels
         seed=0,        # another seed gives other scenes
         style='plain', # plain, outline, noise, blur, grey, inverted
-        objects=0,     # 1 or 2: all scenes have so many; 0: three quarters have one, the others two
+        objects=0,     # objects in every scene, 1 or 2; 0: three quarters of the scenes have one, the others two
     ):
-        if split not in SPLITS: raise UserError(f'unknown split `{split}` of the scenes{nearest(split, SPLITS)} (valid: {", ".join(SPLITS)})')
+        if split not in SPLITS: raise UserError(f'unknown split `{split}` of the scenes{suggest(split, SPLITS)} (valid: {", ".join(SPLITS)})')
         STYLES[style]  # raises for an unknown one
         if n < 0 or size < 8 or objects not in (0, 1, 2):
             raise UserError(f'scenes need n >= 0, size >= 8 and objects 0, 1 or 2; given n={n}, size={size}, objects={objects}')
         pairs, default = SPLITS[split]
         self.n, self.size, self.style = n or default, size, style
-        self.keys = key(seed, 'scenes', split) // 2 + torch.arange(self.n)  # half: the sum stays below 2^63
+        self.keys = hash_key(seed, 'scenes', split) // 2 + torch.arange(self.n)  # half: the sum stays below 2^63
         parts = [layout(k, pairs, objects) for k in self.keys.split(100_000)]
         self.table = {f: np.concatenate([p[f] for p in parts]) for f in parts[0]}
         self.table['label'] = self.table['shape'][:, 0] * len(COLOURS) + self.table['colour'][:, 0]
         self.sizes = [min(self.chunk, self.n - i) for i in range(0, self.n, self.chunk)]
         self._kept = {} if self.n * 3 * size * size < 2**29 else None
     def __len__(self): return self.n
-    def __getstate__(self): return vars(self) | dict(_kept=None if self._kept is None else {})  # another process draws for itself
+    def __getstate__(self): return vars(self) | dict(_kept=None if self._kept is None else {})  # another process draws its own images
 
 # %% ../nbs/03_scenes.ipynb #f1cb5b29
 @patch
 def images(self:Scenes, start, stop):  # -> (stop-start,3,S,S) uint8
     "Draw scenes `start` to `stop`."
-    rows = [slice(i, min(i + 64, stop)) for i in range(start, stop, 64)]  # so few that they stay in the processor's cache
+    rows = [slice(i, min(i + 64, stop)) for i in range(start, stop, 64)]  # small enough for the processor's cache
     return torch.cat([draw({f: v[r] for f, v in self.table.items()}, self.keys[r], self.size, self.style) for r in rows])
 
 @patch
 def image(self:Scenes, i):  # -> (3,S,S) uint8
-    "Picture of scene `i`."
+    "Image of scene `i`."
     if self._kept is None: return self.images(i, i + 1)[0]
     c = i // self.chunk
     if c not in self._kept: self._kept[c] = self.images(c * self.chunk, min(self.n, (c + 1) * self.chunk))
@@ -241,7 +241,7 @@ _shapes, _colours, _textures, _backgrounds = map(list, (SHAPES, COLOURS, TEXTURE
 
 @patch
 def facts(self:Scenes, i):  # -> dict: background, relation, converse, objects (list of dicts of shape, colour, size, texture)
-    "What scene `i` shows, in words."
+    "Attributes of scene `i`, in words."
     t, two = self.table, bool(self.table['two'][i])
     objects = [dict(shape=_shapes[t['shape'][i, k]], colour=_colours[t['colour'][i, k]], size=SIZES[t['size'][i, k]],
                     texture=_textures[t['texture'][i, k]]) for k in range(1 + two)]
@@ -258,7 +258,7 @@ def read(self:Scenes, i):  # -> dict: image (3,S,S) uint8, captions, label, name
 
 @patch
 def about(self:Scenes, i):  # -> label, name
-    "What `read` says of sample `i` beside the picture and its captions."
+    "Label and name of sample `i`, as in `read`, without its image and captions."
     return int(self.table['label'][i]), f'scene-{i}'
 
 # %% ../nbs/03_scenes.ipynb #acf42eed

@@ -1,4 +1,4 @@
-"""The places of all samples in a tar file, scanned once and kept beside it, so that any sample is read by number.
+"""The byte offsets of all samples in a tar file, scanned once and stored beside it, so that any sample is read by its number.
 
 Docs: https://rils-nb.github.io/rils_nb/shards.html.md"""
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
-from .core import UserError, aside_of, key
+from .core import UserError, temp_path, hash_key
 from .image_files import IMAGES, OTHER_IMAGES, explain_suffix
 
 # %% ../nbs/05_shards.ipynb #cb70dc00
@@ -30,7 +30,7 @@ def _pread(fd, n, offset):
         os.lseek(fd, offset, os.SEEK_SET)
         return os.read(fd, n)
 
-pread = getattr(os, 'pread', _pread)  # bytes of an open file: descriptor, how many, from where
+pread = getattr(os, 'pread', _pread)  # reads from an open file: descriptor, number of bytes, offset
 
 # %% ../nbs/05_shards.ipynb #3378e304
 WINDOW = 100_000  # samples that are shuffled together, at least one shard
@@ -40,7 +40,7 @@ _ORDER = ('image', 'txt', 'json', 'cls', 'map', 'objects', 'name')
 _WORDS = dict(image={'image', 'img', '0'} | _SUFFIXES, txt={'caption', 'captions', 'text', 'prompt', 'txt', '0'} | _SUFFIXES,
               json={'caption', 'captions', 'metadata', 'meta', 'json', '0'} | _SUFFIXES, cls={'label', 'class', 'cls', '0'} | _SUFFIXES)
 
-def _part_of(name):  # of a member -> name of its sample, which part it is (None: of no use), suffix
+def _part_of(name):  # name of a member -> name of its sample, which part it is (None: not used), suffix
     base, suffix = base_plus_ext(name)
     if not base: return None, None, ''
     suffix = suffix.lower()
@@ -58,19 +58,19 @@ def _open_tar(f, size):  # at the first block that tarfile accepts as a header
     raise tarfile.ReadError('no header')
 
 # %% ../nbs/05_shards.ipynb #a9aff59f
-def _lost(file, start, stop, padding):  # is there more than padding between two members?
+def _lost(file, start, stop, padding):  # whether there is more than padding between two members
     os.lseek(file, start, os.SEEK_SET)
     first = os.read(file, 512)
     if first[156:157] == b'g' and first[257:262] == b'ustar': return False  # a global header, as git archive writes it
     return stop - start > padding or bool(pread(file, stop - start, start).strip(b'\0'))
 
 # %% ../nbs/05_shards.ipynb #a69e28d2
-def _members(path, bad):  # yields the members whose data are there; what is lost is appended to `bad` as (kind, where)
+def _members(path, bad):  # yields the members whose data are complete; losses are appended to `bad` as (kind, where)
     size, end = os.path.getsize(path), 0
     with open(path, 'rb') as f, _open_tar(f, size) as tar:
         while True:
             try: member = tar.next()
-            except Exception as e:  # where a long name is followed by a damaged header, or a header is nonsense in one of many ways
+            except Exception as e:  # a long name is followed by a damaged header, or a header is invalid in another way
                 if tar.offset < size:
                     tar.offset += 512
                     continue
@@ -81,27 +81,27 @@ def _members(path, bad):  # yields the members whose data are there; what is los
                 bad.append(('tar', f'{path}: no header can be read in bytes {end} to {begin}'))
             if member is None: break
             stored = member.size if member.isreg() and member.sparse is None else max(0, tar.offset - member.offset_data)
-            if stored < 0 or member.offset_data + stored > size:  # cut off, or the size is wrong: search on from here
+            if stored < 0 or member.offset_data + stored > size:  # truncated, or the size is wrong: search on from here
                 bad.append(('tar', f'{path}: {member.name} is cut off'))
                 end, tar.offset = size, member.offset_data
                 continue
-            end, tar.members = tar.offset, []  # tarfile remembers every member; millions add up
+            end, tar.members = tar.offset, []  # tarfile keeps every member: too much memory for millions
             yield member
 
 # %% ../nbs/05_shards.ipynb #323e05da
-def _join(runs):  # of one name, each a dict: part -> (place, size); -> the samples
+def _join(runs):  # runs of one name, each a dict: part -> (place, size); -> the samples
     whole = []
-    for run in runs:  # a name that comes again is another sample, or the other half of one
+    for run in runs:  # a repeated name is another sample, or the other half of one
         if whole and not whole[-1].keys() & run.keys(): whole[-1] |= run
         else: whole.append(run)
     return whole
 
 # %% ../nbs/05_shards.ipynb #89bd5329
-_NAMED = {*_PARTS, *(s[1:] for s in OTHER_IMAGES)}  # suffixes of members that are named where nothing reads them
+_NAMED = {*_PARTS, *(s[1:] for s in OTHER_IMAGES)}  # suffixes of members that are reported if they are not read
 
 def _has_image(samples, base): return any('image' in run for run in samples.get(base, ()))
 
-def _rows_of(path, samples, spoiled, bad):  # name -> runs, names of samples whose damage is reported already -> rows
+def _rows_of(path, samples, spoiled, bad):  # name -> runs, names of samples whose damage is already reported -> rows
     rows = []
     for base, runs in samples.items():
         for s in _join(runs):
@@ -111,7 +111,7 @@ def _rows_of(path, samples, spoiled, bad):  # name -> runs, names of samples who
     while rows.shape[1] > 8 and not rows[:, -2].any(): rows = rows[:, :-2]
     return rows
 
-def _name_unread(path, unread, samples):  # names of members that are no part of a sample -> list of (kind, where)
+def _name_unread(path, unread, samples):  # names of members that belong to no sample -> list of (kind, where)
     bad, pairs = [], Counter(name.rpartition('.')[0] for name in unread if Path(name).suffix.lower() in IMAGES + ('.txt', '.cls'))
     for name, base in unread.items():
         if explain_suffix(name):
@@ -126,14 +126,14 @@ def _is_link(member): return member.islnk() or member.issym()
 def _target(member):  # of a link -> name of a member
     return posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname) if member.issym() else member.linkname)
 
-def _resolve_links(path, links, bad):  # (member, base, part, run) of each link; the places of their data go into the runs -> names of samples that lose a part
+def _resolve_links(path, links, bad):  # (member, base, part, run) of each link; writes data offsets into the runs -> names of samples that lose a part
     found, spoiled = {}, set()  # name or offset of a link -> place, or the name of a member that is still to come
     for m in _members(path, []):
         if _is_link(m): found[m.offset] = found[posixpath.normpath(m.name)] = found.get(_target(m), _target(m))
         elif m.isreg() and not m.issparse(): found[posixpath.normpath(m.name)] = m.offset_data // 512, min(m.size, 2**32 - 1)
     for m, base, part, run in links:
         place = found[m.offset]
-        for _ in range(40): place = found.get(place) if isinstance(place, str) else place  # links to links, but not in a circle for ever
+        for _ in range(40): place = found.get(place) if isinstance(place, str) else place  # follows links to links, and ends in a cycle
         if isinstance(place, tuple): run.update({part: place} | ({'name': (m.offset_data // 512, 1)} if part == 'image' else {}))
         else:
             del run[part]
@@ -143,7 +143,7 @@ def _resolve_links(path, links, bad):  # (member, base, part, run) of each link;
 
 # %% ../nbs/05_shards.ipynb #9d921aba
 def scan(path):  # tar file -> rows (n,8) to (n,14) uint32: block and size of image, txt, json, cls, and of map, objects and name where there are some (block 0: absent); list of (kind, where)
-    "The places of all samples of a shard."
+    "The offsets of all samples of a shard."
     samples, bad, last, suffixes, unread, links, spoiled, spare = {}, [], None, {}, {}, [], set(), Counter()
     for member in _members(path, bad):
         base, part, suffix = _part_of(member.name)
@@ -155,7 +155,7 @@ def scan(path):  # tar file -> rows (n,8) to (n,14) uint32: block and size of im
             spoiled.add(base)
             continue
         runs = samples.setdefault(base, [])
-        if base == last and suffixes.get(part, suffix) != suffix:  # two members for one part: the plainer suffix counts, or else the first
+        if base == last and suffixes.get(part, suffix) != suffix:  # two members for one part: the one with the simpler suffix is read, or else the first
             kept, left = sorted((suffixes[part], suffix), key=lambda s: s.count('.'))
             spare[left, kept] += 1
             if kept != suffix: continue
@@ -173,37 +173,37 @@ def scan(path):  # tar file -> rows (n,8) to (n,14) uint32: block and size of im
 # %% ../nbs/05_shards.ipynb #400f8636
 _COMPRESSED = {b'\x1f\x8b': ('gzip', 'gunzip -c'), b'(\xb5/\xfd': ('zstd', 'zstd -dc'), b'BZh': ('bzip2', 'bunzip2 -c'), b'\xfd7zXZ': ('xz', 'xz -dc'), b'\x04"M\x18': ('lz4', 'lz4 -dc')}
 
-def explain_compressed(path):  # of a shard -> str
-    "Why a compressed file cannot be read as a shard; empty where it is none."
+def explain_compressed(path):  # shard -> str
+    "Why a compressed file cannot be read as a shard; empty for other files."
     with open(path, 'rb') as f: start = f.read(512)
     try: tarfile.TarInfo.frombuf(start, 'utf-8', 'surrogateescape')
     except tarfile.HeaderError: pass
-    else: return ''  # a shard, whose first name may begin like anything
+    else: return ''  # a shard, whose first name may begin with any bytes
     name, command = next((v for k, v in _COMPRESSED.items() if start.startswith(k)), ('zip', '') if start[:4] == b'PK\3\4' else ('', ''))
     plain = f'{re.sub(r"([.]tar)?[.][a-z0-9]+$", "", os.path.basename(path))}-unpacked.tar'
     remedy = f'{command} {path} > {plain}' if command else 'unzip it into a folder'
     return f'{path} is compressed by {name}, and samples are read from any place in a file: unpack it, {remedy}' if name else ''
 
 # %% ../nbs/05_shards.ipynb #2e58644e
-def _index(path):  # what `scan` gives, or an earlier one left beside the shard; whether it stands there
+def _index(path):  # the result of `scan`, from the index if there is a valid one; whether the index is on the disk
     stat, beside = os.stat(path), f'{path}.index.npz'
-    stamp = np.array([6, stat.st_size, stat.st_mtime_ns])  # 6: this layout
+    stamp = np.array([6, stat.st_size, stat.st_mtime_ns])  # 6: version of the layout
     try:
         with np.load(beside, allow_pickle=False) as z:
             if np.array_equal(z['stamp'], stamp): return z['rows'], json.loads(str(z['bad'])), True
-    except Exception: pass  # absent, of another version, or damaged in one of many ways: scanned anew
+    except Exception: pass  # absent, of another version, or damaged: scan again
     if why := explain_compressed(path): return np.zeros((0, 8), np.uint32), [('tar', why)], False
     try: rows, bad = scan(path)
     except tarfile.ReadError: return np.zeros((0, 8), np.uint32), [('tar', f'{path} is no tar file')], False
     try:
-        with open(aside_of(beside), 'wb') as f: np.savez_compressed(f, rows=rows, stamp=stamp, bad=json.dumps(bad))
+        with open(temp_path(beside), 'wb') as f: np.savez_compressed(f, rows=rows, stamp=stamp, bad=json.dumps(bad))
         os.replace(f.name, beside)
-    except OSError: return rows, bad, False  # a folder that cannot be written: scanned again next time
+    except OSError: return rows, bad, False  # the folder cannot be written: scanned again next time
     return rows, bad, True
 
 # %% ../nbs/05_shards.ipynb #7c3fb02e
 def shard_paths(spec):  # 'a/{000..009}.tar', 'a/*.tar' or a list of these separated by '::' -> list of paths
-    "The shards that a pattern names; raises `UserError` if there are none."
+    "The shards that match a pattern; raises `UserError` if there are none."
     if re.match(r'^(pipe:|[a-z0-9]+://)', spec):
         raise UserError(f'`{spec}` is not a path, and samples are read from any place in a file: mount or copy the shards, and give their path')
     if os.path.isdir(spec): spec = os.path.join(glob.escape(spec), '*.tar')
@@ -216,16 +216,16 @@ def shard_paths(spec):  # 'a/{000..009}.tar', 'a/*.tar' or a list of these separ
 
 # %% ../nbs/05_shards.ipynb #d6575cdb
 @contextmanager
-def _after_the_first(folder):  # of the shards: one process of a machine scans, the others wait and find what it left
-    if int(os.environ.get('LOCAL_WORLD_SIZE', 1)) == 1 or not fcntl or not os.access(folder, os.W_OK): yield  # without such locks each scans for itself
+def _after_the_first(folder):  # of the shards: one process per machine scans, the others wait and read its indexes
+    if int(os.environ.get('LOCAL_WORLD_SIZE', 1)) == 1 or not fcntl or not os.access(folder, os.W_OK): yield  # without such locks every process scans
     else:
-        with open(Path(tempfile.gettempdir())/f'rils-scan-{os.getuid()}-{key(os.path.realpath(folder))}', 'a') as lock:
+        with open(Path(tempfile.gettempdir())/f'rils-scan-{os.getuid()}-{hash_key(os.path.realpath(folder))}', 'a') as lock:
             try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError: fcntl.flock(lock, fcntl.LOCK_SH)  # until the first is done, and then all at once
+            except BlockingIOError: fcntl.flock(lock, fcntl.LOCK_SH)  # until the first is done, then all at once
             yield
 
 # %% ../nbs/05_shards.ipynb #b7a868f8
-def _length(path):  # -> how many samples, list of (kind, where), the places where they could not be left beside the shard, and a digest of the members' sizes
+def _length(path):  # -> number of samples, list of (kind, where), the rows if they could not be written, and a digest of the members' sizes
     try: rows, bad, stands = _index(path)
     except OSError as e: raise UserError(f'`{path}` cannot be read: {e.strerror}')
     return len(rows), bad, None if stands else rows, hashlib.blake2b(rows[:, 1:8:2].tobytes(), digest_size=8).hexdigest()

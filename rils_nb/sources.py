@@ -1,4 +1,4 @@
-"""What every reader offers: samples that can be read by number.
+"""The interface of every reader: samples that are read by number.
 
 Docs: https://rils-nb.github.io/rils_nb/sources.html.md"""
 
@@ -15,30 +15,30 @@ from .samples import BadSample, clean_captions, decode_image
 
 # %% ../nbs/04b_sources.ipynb #efd541bf
 class Source:
-    "Samples by number. Subclasses define `raw` and `__len__`, and `sizes` where there are shards."
-    classes = None  # names of the labels, where there are labels
-    templates = None # prompts with {} for the name of a class, where the data bring their own
-    semantic_names = object_names = None  # of the classes of pixels and of objects, where annotations have them
-    object_frequency = None # r, c or f of each class of objects (rare, common, frequent), where the data are LVIS's
-    federated = False # were only some classes of objects looked for in each image?
-    counted = {}    # mistakes of objects -> how many
-    examples = {}   # mistakes of objects -> where they are
+    "Samples by number. Subclasses define `raw` and `__len__`, and `sizes` if there are shards."
+    classes = None  # names of the labels, if any
+    templates = None # prompts with {} for the class name, if the data include them
+    semantic_names = object_names = None  # names of the classes of pixels and of objects, if annotated
+    object_frequency = None # r, c or f of each class of objects (rare, common, frequent), for LVIS
+    federated = False # whether each image was annotated for some classes of objects only
+    counted = {}    # kind of annotation error -> number of objects with it
+    examples = {}   # kind of annotation error -> where it occurs
     bad = ()        # (kind, where) of samples that are known to be incomplete and are not counted in the length
-    columns = {}    # image_key, caption_key and label_key of a table, where they are not the usual ones
+    columns = {}    # image_key, caption_key and label_key of a table, if they differ from the defaults
     @property
     def sizes(self): return [len(self)]
     def raw(self, i):
         "Undecoded sample: image bytes, suffix, captions (anything), label or None, name."
         raise NotImplementedError
     def about(self, i):
-        "Label or None, and name, of sample `i`; without its image, where the format allows that."
+        "Label or None, and name, of sample `i`; without reading its image, if the format allows that."
         return self.raw(i)[3:]
-    def annotation(self, i): return {}  # what is known about pixels: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,), size: height and width that boxes refer to
-    def searched(self, i): return {}    # LVIS's neg_category_ids and not_exhaustive_category_ids of sample `i`, counted from 0
-    def object_labels(self, i): return self.annotation(i).get('labels', ())  # classes of the objects of sample `i`; without their masks, where the format allows that
+    def annotation(self, i): return {}  # pixel annotations: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,), size: (H,W) to which boxes refer
+    def searched_classes(self, i): return {}    # LVIS's neg_category_ids and not_exhaustive_category_ids of sample `i`, counted from 0
+    def object_labels(self, i): return self.annotation(i).get('labels', ())  # classes of the objects of sample `i`, if possible without their masks
     @cached_property
     def object_images(self):
-        "How many samples show each class of objects; None where there are no objects."
+        "Number of samples with each class of objects; None without objects."
         if not self.object_names: return None
         shown = Counter(c for i in range(len(self)) for c in set(map(int, _labels(self, i))))
         return [shown[c] for c in range(len(self.object_names))]
@@ -51,19 +51,19 @@ class Source:
         return sample if label is None else sample | dict(label=label)
 
 # %% ../nbs/04b_sources.ipynb #15545eb9
-def _labels(source, i):  # those of a damaged sample are not known
+def _labels(source, i):  # a damaged sample has none
     try: return source.object_labels(i)
     except BadSample: return ()
 
 # %% ../nbs/04b_sources.ipynb #79b45777
-class _SourceAttribute:  # an attribute of a wrapper that is its source's, unless the wrapper says something else
+class _SourceAttribute:  # an attribute that a wrapper takes from its source, unless it overrides it
     def __init__(self, name, default): self.name, self.default = name, default
     def __get__(self, wrapper, owner): return self.default if wrapper is None else getattr(wrapper.source, self.name, self.default)
 
-KNOWLEDGE = [k for k, v in vars(Source).items() if k[0] != '_' and not callable(v) and not isinstance(v, (property, cached_property))]  # names of attributes that say something of the data as a whole
+KNOWLEDGE = [k for k, v in vars(Source).items() if k[0] != '_' and not callable(v) and not isinstance(v, (property, cached_property))]  # attributes of the data as a whole
 
 class Wrapper(Source):
-    "The samples of another source, all or some of them, with all that it knows."
+    "All or some samples of another source, with all of its attributes."
     def __init__(self,
         source,     # any reader
         index=None, # numbers of samples; None: all
@@ -79,7 +79,7 @@ class Wrapper(Source):
 for _name in KNOWLEDGE: setattr(Wrapper, _name, _SourceAttribute(_name, getattr(Source, _name)))
 
 # %% ../nbs/04b_sources.ipynb #15b8aca7
-def _delegate(name):  # a method that asks the source, where it has such a method
+def _delegate(name):  # a method that calls the source's, if it has one
     def ask(self, i): return (getattr(self.source, name, None) or getattr(super(Wrapper, self), name))(self.source_index(i))
     ask.__name__ = name
     return ask
@@ -87,6 +87,6 @@ def _delegate(name):  # a method that asks the source, where it has such a metho
 for _name in ('raw', 'about', 'annotation', 'searched', 'object_labels'): setattr(Wrapper, _name, _delegate(_name))
 
 def has_files(source):  # any reader -> bool
-    "Whether samples are files, whose bytes `raw` gives."
+    "Whether samples are files, whose bytes `raw` returns."
     own = getattr(type(source), 'raw', None)
     return has_files(source.source) if own is Wrapper.raw else own not in (None, Source.raw)

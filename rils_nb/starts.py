@@ -1,4 +1,4 @@
-"""Starting weights from an own run, from open_clip or from timm, each tower that fits; and the frozen teacher that a method asks.
+"""Initial weights from an own run, from open_clip or from timm, for each tower that fits; and the frozen teacher of a method.
 
 Docs: https://rils-nb.github.io/rils_nb/starts.html.md"""
 
@@ -16,7 +16,7 @@ import timm
 import torch
 from open_clip.model import convert_to_custom_text_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
-from .core import UserError, asked_by
+from .core import UserError, blame_flag
 from .libraries import activation, load_model, spec_of
 from .methods import Momentum
 from .model import SIZES
@@ -24,11 +24,11 @@ from .model import SIZES
 # %% ../nbs/28_starts.ipynb #464de224
 def tensors_of(
     model,  # Method or Library
-    trunk,  # timm's ViT that its image encoder shall go into
-):  # -> dict: name -> tensor, and a list of what was resized, in words
-    "The weights of any model under this package's names; raises `UserError` for an image encoder that timm cannot bring into `trunk`."
+    trunk,  # timm's ViT that its image encoder is loaded into
+):  # -> dict: name -> tensor, and a list of descriptions of what was resized
+    "The weights of any model under this package's names; raises `UserError` for an image encoder that timm cannot convert to `trunk`."
     net = getattr(model, 'net', model)
-    state = {k: v.detach() for k, v in net.state_dict().items() if not (k.startswith('visual.trunk.head.') and getattr(model, 'classify', None))}  # a classifier says nothing of other classes
+    state = {k: v.detach() for k, v in net.state_dict().items() if not (k.startswith('visual.trunk.head.') and getattr(model, 'classify', None))}  # no use for other classes
     raw = {k: v for k, v in state.items() if k.startswith('visual.')} if hasattr(net, 'visual') else state  # the image encoder
     try: image = checkpoint_filter_fn(raw, trunk)
     except Exception as e: raise UserError(f'its image encoder is of another kind ({" ".join(str(e).split())[:100]})')
@@ -40,7 +40,7 @@ def tensors_of(
             [f'{k}, {was[k]} -> {now[k]}' for k in now if was[k] != now[k]])
 
 def geometry(state):  # dict: name -> tensor, of an image encoder -> dict: words -> number
-    "How many positions an image encoder has, and how large its patches are."
+    "The number of positions of an image encoder, and the size of its patches."
     ends = {'positions': ('pos_embed', 'positional_embedding'), 'side of a patch': ('patch_embed.proj.weight', 'conv1.weight')}
     return {words: v.shape[-2 if words == 'positions' else -1] for words, names in ends.items() for k, v in state.items() if k.endswith(names)}
 
@@ -53,7 +53,7 @@ def refit_pixels(
     mean2, # (3,1,1) mean of the pixels that it will get
     std2,  # (3,1,1) their deviation
 ):  # -> (D,3,p,p), (D,)
-    "A patch embedding that gives the same features for pixels in another measure; raises `UserError` where there is no bias to take it up."
+    "A patch embedding with the same features under another normalisation of the pixels; raises `UserError` where it has no bias to absorb the difference."
     if mean.equal(mean2) and std.equal(std2): return w, b
     if b is None: raise UserError(f'its pixels have the mean {_short(mean)}, those of this size {_short(mean2)}, and its patch embedding has no bias to take up the difference')
     w, b, mean, std, mean2, std2 = (v.double() for v in (w, b, mean, std, mean2, std2))
@@ -74,7 +74,7 @@ def misfit(
     mine,   # dict: name -> tensor, of this part
     acts,   # activations of theirs and mine
 ):  # -> str, empty where it fits
-    "Why a part cannot be loaded, in words."
+    "Why a part cannot be loaded."
     for k in sorted(mine.keys() | theirs.keys()):
         if k not in theirs: return f'it has no `{k}`'
         if k not in mine: return f'it has `{k}`, which is not known here'
@@ -85,10 +85,10 @@ def misfit(
 
 # %% ../nbs/28_starts.ipynb #62378b05
 def other_sizes(
-    theirs, # dict: name -> tensor, of a start
+    theirs, # dict: name -> tensor, of an initial checkpoint
     act,    # its image encoder's activation
 ):  # -> str
-    "Which sizes an image encoder would fit, in words."
+    "The sizes that an image encoder would fit, for the error message."
     shapes = {k.removeprefix('visual.trunk.'): v.shape for k, v in theirs.items() if k.startswith('visual.trunk.') and 'pos_embed' not in k}
     fit = [name for name, size in SIZES.items() if shapes == _shapes(size.timm) and (act == 'QuickGELU') == size.quick_gelu]
     return f'; --size {" or ".join(fit)} fits' if fit else ''
@@ -99,14 +99,14 @@ def _shapes(name):  # of a timm model, without positions
     return {k: v.shape for k, v in trunk.state_dict().items() if k != 'pos_embed'}
 
 def sort_out(
-    method, # Method that begins
+    method, # Method to be trained
     source, # Method or Library that it starts from
-):  # -> dict: name -> tensor to load; list of what was resized; dict: part -> why it is left out
-    "What of a start fits a method; raises `UserError` where its image encoder does not, or nothing does."
+):  # -> dict: name -> tensor to load; list of what was resized; dict: part -> reason why it is left out
+    "The tensors of an initial checkpoint that fit a method; raises `UserError` where its image encoder does not fit, or nothing does."
     apart = getattr(getattr(source, 'visual', None), 'apart', '')                    # the encoder of a detector
     if apart and not any(p.requires_grad for p in method.visual.parameters()): raise UserError(apart)
     (theirs, resized), mine, fits = tensors_of(source, method.visual.trunk), method.state_dict(), {}
-    drawn = {k: b for k in mine.keys() ^ theirs.keys() for b in method.fresh if k.startswith(b)}   # what only one of the two has, and the method can do without
+    drawn = {k: b for k in mine.keys() ^ theirs.keys() for b in method.fresh if k.startswith(b)}   # in one of the two only, and listed in the method's `fresh`
     out = {drawn[k].rstrip('.'): 'random, the start has none' if k in mine else 'the method has none' for k in sorted(drawn, key=lambda k: (k in mine, k))}
     if apart and not getattr(method.visual, 'apart', ''): out['attention in windows'] = 'the method has none'
     whole, (theirs, mine) = theirs, ({k: v for k, v in tensors.items() if k not in drawn} for tensors in (theirs, mine))
@@ -119,22 +119,22 @@ def sort_out(
         else: fits |= {k: v.reshape(b[k].shape) for k, v in a.items()}
     if why := out.get('visual.trunk'): raise UserError(f'its image encoder does not fit: {why}{other_sizes(whole, activation(source, "visual.trunk"))}')
     w, b = (f'visual.trunk.patch_embed.proj.{k}' for k in ('weight', 'bias'))
-    pixels = getattr(source, 'visual', source)                                       # where a model keeps the measure of its pixels
+    pixels = getattr(source, 'visual', source)                                       # holds mean and deviation of its pixels
     fits |= {k: v for k, v in zip((w, b), refit_pixels(fits[w], fits.get(b), pixels.mean, pixels.std, method.visual.mean, method.visual.std)) if v is not None}
     return fits, resized, out
 
 # %% ../nbs/28_starts.ipynb #d23ad350
 def start_from(
-    method, # Method that begins
-    start,  # run, checkpoint or exported folder, open_clip:NAME/TAG, timm:NAME/pretrained, or either with a FILE.safetensors behind the slash
+    method, # Method to be trained
+    start,  # run, checkpoint or exported folder, open_clip:NAME/TAG, timm:NAME/pretrained, or either with FILE.safetensors behind the slash
 ):  # -> list of three lines
-    "Load into a method what fits of another model, and say so; raises `UserError` where its image encoder does not fit."
-    with asked_by('--init'): source = load_model(start)
+    "Load into a method the parts of another model that fit, and report them; raises `UserError` where its image encoder does not fit."
+    with blame_flag('--init'): source = load_model(start)
     try: fits, resized, out = sort_out(method, source)
     except UserError as e: raise UserError(f'--init {start} cannot start a `{method.config.method}` of --size {method.config.size}: {e}')
     method.load_state_dict(fits, strict=False)
     for m in method.modules():
-        if isinstance(m, Momentum): m.restart()                                      # teachers of its own begin as what was loaded
+        if isinstance(m, Momentum): m.restart()                                      # EMA teachers start from the loaded weights
     say, name = lambda items: ', '.join(items) or 'nothing', lambda part: PARTS.get(part, part)
     left = [f'{say(name(p) for p, w in out.items() if w == why)} ({why})' for why in dict.fromkeys(out.values())]
     return [f'started from {start}: {say(dict.fromkeys(name(part_of(k)) for k in fits))}', f'resized: {say(resized)}', f'left out: {say(left)}']
@@ -149,9 +149,9 @@ def fingerprint(model):  # -> str of 16 hexadecimal digits
 def find_teacher(
     method,  # Method
     device,  # torch.device, or its name
-):  # -> str: the teacher's name and hash; empty where the method asks none
-    "Open the teacher that a method asks and hand it over."
+):  # -> str: the teacher's name and hash; empty where the method has none
+    "Open the teacher of a method and pass it to the method."
     if not method.asks: return ''
-    with asked_by('--opts teacher'): teacher = load_model(method.asks).requires_grad_(False).to(device)
+    with blame_flag('--opts teacher'): teacher = load_model(method.asks).requires_grad_(False).to(device)
     method.meet(teacher)
     return f'{method.asks} {fingerprint(teacher)}'

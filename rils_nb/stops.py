@@ -1,4 +1,4 @@
-"""A run that is told to stop saves and leaves, with all its processes after the same step.
+"""A run that receives SIGTERM or SIGINT saves a checkpoint and exits, all its processes after the same step.
 
 Docs: https://rils-nb.github.io/rils_nb/stops.html.md"""
 
@@ -17,11 +17,11 @@ from .processes import Interrupted
 
 # %% ../nbs/31_stops.ipynb #8e16c778
 class Stop:
-    "Remembers that SIGTERM or SIGINT came; a second SIGINT interrupts at once."
+    "Record SIGTERM and SIGINT; a second SIGINT interrupts at once."
     def __init__(self):
         self.signal, self.at_once, self.before, self.process = 0, False, None, os.getpid()
         try: self.old = {s: signal.signal(s, self.note) for s in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError: self.old = {}  # not the main thread: signals are somebody else's
+        except ValueError: self.old = {}  # not the main thread: it cannot handle signals
     def __enter__(self): return self
     def __exit__(self, *_):
         for s, handler in self.old.items(): signal.signal(s, handler)
@@ -30,9 +30,9 @@ class Stop:
 @patch
 def note(self:Stop,
     number,  # of the signal
-    frame,   # where it came; not used
+    frame,   # the interrupted stack frame; not used
 ):
-    "What happens when a signal comes."
+    "Handle a signal."
     if os.getpid() != self.process: return  # a worker that loads images; it ends with us
     if self.signal and number == signal.SIGINT: raise KeyboardInterrupt
     self.signal = number
@@ -44,9 +44,9 @@ def note(self:Stop,
 @patch
 def interruptible(self:Stop,
     f,                 # function without arguments
-    among=nullcontext, # function that gives a context for it: `dividing`, where all processes do it together
+    among=nullcontext, # function that returns a context for it: `share_work`, where all processes share the work
 ):  # -> what it returns, or None
-    "Call a function that a signal ends."
+    "Call a function that a signal can interrupt."
     try:
         with among():
             try:
@@ -59,7 +59,7 @@ def interruptible(self:Stop,
 @patch
 @contextmanager
 def held(self:Stop):
-    "Within this block a signal is only noted, and ends what is interruptible behind it: what processes say to each other is not broken off."
+    "Delay the interruption to the end of this block, so that no communication between processes is cut off."
     before, self.at_once = self.at_once, False
     try: yield
     finally: self.at_once = before and not self.signal
@@ -71,11 +71,11 @@ def flag(self:Stop,
     device,     # of the training
     also=None,  # another reason to stop
 ):  # -> scalar tensor
-    "What this process adds to the sum over all."
+    "The term of this process in the sum over all processes."
     return torch.full((), float(bool(self.signal or also)), device=device)
 
 @patch
-def agreed(self:Stop,
+def agree(self:Stop,
     total,  # sum of the flags of all processes
 ):  # -> signal number or 0
     "Whether all processes stop after this step."
@@ -87,7 +87,7 @@ def agreed(self:Stop,
 def of_the_step_before(self:Stop,
     total,  # number on the device
 ):  # -> number on the CPU
-    "What was given here one step ago: reading it does not make the host wait."
+    "The number passed in the step before, which the host can read without waiting."
     copy, event = total.to('cpu', non_blocking=True), torch.cuda.Event()
     event.record()
     before, self.before = self.before, (copy, event)

@@ -1,4 +1,4 @@
-"""The rows of a CSV, TSV or JSON file, however the tool that wrote it separates, quotes and names its columns.
+"""Reading the rows of CSV, TSV and JSON files, with their separators, quotes and column names detected.
 
 Docs: https://rils-nb.github.io/rils_nb/table_files.html.md"""
 
@@ -13,42 +13,42 @@ from contextlib import suppress
 from pathlib import Path
 
 from fastcore.basics import patch
-from .core import UserError, nearest, notice
+from .core import UserError, suggest, warn
 from .samples import IMAGES, parse_json
 
 # %% ../nbs/04d_table_files.ipynb #5f0e6b1d
 _SEPARATORS = {',': 'commas', '\t': 'tabs', ';': 'semicolons', '|': 'bars'}
 
 def show_text(text):  # str -> str: a tab as \\t
-    "A text with what cannot be printed as Python writes it."
+    "A text with unprintable characters as Python escapes."
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 def read_header(
     path,   # of the table, for its suffix and the message
-    line,   # the first one of the file
-    wanted, # the column that must be there
-    sign='',# that separates columns, if the file names it
-):  # -> that sign, names of columns, whether a blank stands behind the sign
-    "How the cells of a table are separated, as its header shows it."
+    line,   # first line of the file
+    wanted, # required column
+    sign='',# separator, if the file names it
+):  # -> separator, names of columns, whether a blank follows the separator
+    "Detect the separator of a table from its header."
     usual, cells = '\t' if Path(path).suffix.lower() == '.tsv' else ',', {}
     for s in [sign] if sign else dict.fromkeys((usual, *_SEPARATORS)):
         with suppress(csv.Error): cells[s] = next(csv.reader([line], delimiter=s, strict=True))
     if not cells: raise UserError(f'the first line of `{path}` is no header: `{show_text(line.rstrip()[:200])}`; it names the columns, with commas between them')
     names = {s: [c.strip() for c in row] for s, row in cells.items()}
     s = next((s for s in names if wanted in names[s]), max(names, key=lambda s: len(names[s])))
-    if s != usual and not sign and wanted in names[s]: notice(f'the columns of `{path}` are separated by {_SEPARATORS[s]} (`{show_text(s)}`)')
+    if s != usual and not sign and wanted in names[s]: warn(f'the columns of `{path}` are separated by {_SEPARATORS[s]} (`{show_text(s)}`)')
     return s, names[s], s in ',;' and any(c[:1] == ' ' for c in cells[s][1:])
 
 # %% ../nbs/04d_table_files.ipynb #7ab3c95f
 def find_columns(
     path,     # of the table, for messages
-    names,    # of its columns; those of objects in JSON, where `others` may know more
+    names,    # of its columns; in JSON those of the first objects, and `others` may give more
     keys,     # dict: image_key, caption_key, label_key
-    captioned=True,     # must there be captions?
-    further={},         # dict: flag -> column that must be there, too
-    others=lambda: (),  # more names, which are asked for where one is missing
+    captioned=True,     # whether captions are required
+    further={},         # dict: flag -> further required column
+    others=lambda: (),  # function for more names, called if one is missing
 ):  # -> column of images, list of columns of captions, column of labels
-    "The columns that a reader needs; raises `UserError` for one that is not there, or that is there twice."
+    "The columns that a reader needs; raises `UserError` for a missing or duplicate one."
     image, caption, label = (keys[k].strip() for k in ('image_key', 'caption_key', 'label_key'))
     captions = [caption] if caption in names else [c.strip() for c in caption.split(',')]
     asked = {image, *further.values(), *[label] * (label != 'label'), *(captions if caption != 'caption' or captioned and label not in names else ())}
@@ -57,8 +57,8 @@ def find_columns(
     need = {'--image_key': image} | ({'--caption_key': missing[0]} if missing and (captions or captioned and label not in names) else {})
     need |= ({'--label_key': label} if label != 'label' else {}) | further
     for flag, name in need.items():
-        if name not in names: raise UserError(f'`{path}` has no column `{name}`{nearest(name, names)}: its columns are {", ".join(map(show_text, dict.fromkeys(names)))}; name one with {flag}')
-    if missing and caption != 'caption': notice(f'`{path}` has no column `{missing[0]}`, so its rows have no captions')
+        if name not in names: raise UserError(f'`{path}` has no column `{name}`{suggest(name, names)}: its columns are {", ".join(map(show_text, dict.fromkeys(names)))}; name one with {flag}')
+    if missing and caption != 'caption': warn(f'`{path}` has no column `{missing[0]}`, so its rows have no captions')
     for name in (image, label, *further.values()):
         if list(names).count(name) > 1: raise UserError(f'`{path}` has {list(names).count(name)} columns that are called `{name}`: give each a name of its own')
     return image, captions, label
@@ -67,7 +67,7 @@ def find_columns(
 def find_swallowed_row(
     cell,      # text of a cell with line breaks
     separator, # of columns
-    is_image,  # function of a text
+    is_image,  # function of a text: whether it names an image
 ):  # -> the line, or None
     "The first line within a cell that is a row by itself."
     rows = [l for l in re.split(r'[\r\n]+', cell)[1:] if separator in l]
@@ -77,12 +77,12 @@ class Unquoted(Exception): "The quotes of a table are letters of its text: read 
 
 # %% ../nbs/04d_table_files.ipynb #3d7e90b5
 class TableFile:
-    "The rows of a CSV, TSV or JSON file, one dict after another."
-    names, separator = (), ','  # of the columns, and what is between them, where a header says it
+    "The rows of a CSV, TSV or JSON file, as an iterable of dicts."
+    names, separator = (), ','  # names of the columns, and their separator, once a header is read
     def __init__(self,
         path,       # of the file
-        wanted,     # the column that must be there
-        quoted=True,# do quotes keep a cell together?
+        wanted,     # required column
+        quoted=True,# whether quotes enclose cells
     ): self.path, self.wanted, self.quoted = Path(path), wanted, quoted
     def __iter__(self):
         with open(self.path, 'rb') as f:
@@ -114,7 +114,7 @@ def _read_cells(self:TableFile, f):
         self._refuse_quotes(f'after line {at + before}: {show_text(str(e))}; a cell with commas, quotes or line breaks stands in "quotes", and a quote inside of it is written twice')
 
 @patch
-def _check_cells(self:TableFile, cells, line):  # of a row that goes over several lines, from this one on
+def _check_cells(self:TableFile, cells, line):  # cells of a row over several lines, and the first of these
     is_image = lambda c: Path(c).suffix.lower() in IMAGES or bool(c) and os.path.isfile(self.path.parent/c)
     found = next((row for c in cells if (row := find_swallowed_row(c, self.separator, is_image))), None)
     if found: self._refuse_quotes(f'line {line}: a cell in quotes goes on over line breaks and takes in whole rows, as `{show_text(found[:100])}`; '
@@ -123,12 +123,12 @@ def _check_cells(self:TableFile, cells, line):  # of a row that goes over severa
 @patch
 def _refuse_quotes(self:TableFile, words):
     if self.quoted and self.separator in '\t|' and self._fits_unquoted():
-        notice(f'the quotes in `{self.path}` are read as letters: taken for the ends of cells, they do not fit its rows')
+        warn(f'the quotes in `{self.path}` are read as letters: taken for the ends of cells, they do not fit its rows')
         raise Unquoted
     raise UserError(f'`{self.path}` {words}')
 
 @patch
-def _fits_unquoted(self:TableFile):  # has every line as many columns as the header?
+def _fits_unquoted(self:TableFile):  # whether every line has as many columns as the header
     with self._open() as f: return all(l.count(self.separator) == len(self.names) - 1 for l in f if l.strip() and not l.startswith('sep='))
 
 # %% ../nbs/04d_table_files.ipynb #5a9fb2d7
@@ -152,8 +152,8 @@ def _read_json(self:TableFile, f):
         if not isinstance(row, dict): raise UserError(f'`{self.path}` row {n} is not an object with columns')
         yield row
 
-def describe_json(fields):  # a JSON file that is one object -> what it is, in words
-    "What a file that is no table may be, and how it is given."
+def describe_json(fields):  # a JSON file that is one object -> description
+    "Describe a JSON file that is not a table, with the reader to use for it."
     first = lambda k: next((v for v in fields[k] if isinstance(v, dict)), {}) if isinstance(fields.get(k), list) else {}
     if 'sentences' in first('images'): return 'it is a split file of Karpathy, give karpathy:FILE'
     if 'caption' in first('annotations'): return 'it has captions in the format of COCO, give captions:FILE,images=FOLDER'

@@ -1,4 +1,4 @@
-"""Pairs listed in a CSV, TSV or JSON file.
+"""Image-caption pairs listed in a CSV, TSV or JSON file.
 
 Docs: https://rils-nb.github.io/rils_nb/tables.html.md"""
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-from .core import UserError, notice
+from .core import UserError, warn
 from .labels import label_name, natural_order
 from .samples import BadSample, read_bytes
 from .sources import Source
@@ -25,12 +25,12 @@ from .table_files import TableFile, Unquoted, find_columns
 # %% ../nbs/05a_tables.ipynb #976043a5
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(',', ':')).encode
 
-class _Rows:  # of a table: lists of what JSON knows
+class _Rows:  # of a table: lists of JSON values
     def __init__(self): self.data, self.ends = bytearray(), array('q', [0])
     def append(self, row):
         self.data += _encode(row).encode('utf-8', 'surrogatepass')
         self.ends.append(len(self.data))
-    def copy(self, rows, i):  # row i of others, as it stands
+    def copy(self, rows, i):  # copies row i of other rows unchanged
         self.data += memoryview(rows.data)[rows.ends[i]:rows.ends[i + 1]]
         self.ends.append(len(self.data))
     def some(self, numbers):  # -> list of rows
@@ -44,7 +44,7 @@ class _Rows:  # of a table: lists of what JSON knows
 # %% ../nbs/05a_tables.ipynb #82578db2
 class Manifest(Source):
     "Pairs listed in a CSV, TSV or JSON file."
-    captioned, more = True, {}  # must there be captions? flag -> further column that is kept with a row
+    captioned, more = True, {}  # whether captions are required; flag -> further column that is stored with a row
     def __init__(self, path, image_key='image', caption_key='caption', label_key='label'):
         self.path, self.keys = Path(path), dict(image_key=image_key, caption_key=caption_key, label_key=label_key)
         self.file, self.root, self.tidy = TableFile(path, image_key.strip()), os.path.abspath(self.path.parent), ()
@@ -62,12 +62,12 @@ class Manifest(Source):
     def _read(self): return iter(self.file)  # dicts, one after another
 
 # %% ../nbs/05a_tables.ipynb #a35b8d06
-def _read_texts(row, keys):  # what the columns of captions hold -> list
+def _read_texts(row, keys):  # values of the caption columns -> list
     if len(keys) == 1 and isinstance(c := row.get(keys[0]), str): return [c] if c and not c.isspace() else []
     cells = map(row.get, keys)
-    return [c for cell in cells for c in (cell if isinstance(cell, list) else [cell]) if c not in (None, '') and not (isinstance(c, str) and c.isspace())]  # but for what is empty
+    return [c for cell in cells for c in (cell if isinstance(cell, list) else [cell]) if c not in (None, '') and not (isinstance(c, str) and c.isspace())]  # without empty ones
 
-def _read_label(row, key):  # -> name of a class or None, and what is wrong with it
+def _read_label(row, key):  # -> name of a class or None, and the reason for None
     if key not in row: return None, ''
     try: return label_name(row[key]), ''
     except BadSample as e: return None, e.where
@@ -107,7 +107,7 @@ def _number(self:Manifest, labels):
     self.classes, self.label = names or None, {n: i for i, n in enumerate(names)}
 
 # %% ../nbs/05a_tables.ipynb #49db0dd0
-def _is_odd(name):  # may it be another name's way of writing?
+def _is_odd(name):  # whether it may be another spelling of a path
     return '\\' in name or '#' in name or './' in name or '/.' in name or '//' in name or name[0] == '/' or name[0].isspace() or name[-1].isspace()
 
 _TIDY = dict(blanks=('blanks around them are left out', str.strip), slashes=('backslashes are read as slashes', lambda p: p.replace('\\', '/')),
@@ -118,10 +118,10 @@ def _tidy_name(name, kinds):
     return name
 
 def find_tidy(
-    root,  # folder that names start from
-    names, # of images, as they stand
+    root,  # folder that names are relative to
+    names, # of images, as in the table
 ):  # -> tuple of kinds of tidying
-    "How names must be tidied to be those of files: as little as possible."
+    "The fewest normalisations that turn names into paths of files."
     ways = [kinds for n in range(len(_TIDY) + 1) for kinds in combinations(_TIDY, n)]
     return next((kinds for kinds in ways if any(os.path.isfile(os.path.join(root, _tidy_name(n, kinds))) for n in names)), ())
 
@@ -129,17 +129,17 @@ def find_tidy(
 def _place(self:Manifest, name): return self.path.parent/_tidy_name(name, self.tidy)
 
 @patch
-def _check_images(self:Manifest, images):  # where nothing can be found, say so at once
+def _check_images(self:Manifest, images):  # raises if no image can be found
     first = [p for p in images if isinstance(p, str) and p.strip()]
     if first and '://' in first[0]:
         raise UserError(f'the images of `{self.path}` are addresses, e.g. `{first[0]}`: download them first (img2dataset does it)')
     if first and not any(os.path.isfile(self._place(p)) for p in first):
         raise UserError(f'`{self.path}` names images that do not exist, e.g. `{self._place(first[0])}`: paths are relative to the table')
-    if self.tidy: notice(f'names of images in `{self.path}`: ' + '; '.join(_TIDY[k][0] for k in self.tidy))
+    if self.tidy: warn(f'names of images in `{self.path}`: ' + '; '.join(_TIDY[k][0] for k in self.tidy))
 
 # %% ../nbs/05a_tables.ipynb #04fa6e8c
 @patch
-def _hash(self:Manifest, name):  # equal for all ways to write the place of an image
+def _hash(self:Manifest, name):  # equal for all spellings of a path
     return hash(os.path.normpath(os.path.join(self.root, _tidy_name(name, _TIDY))).removeprefix(os.path.join(self.root, '')))
 
 @patch
@@ -155,7 +155,7 @@ def _fold(self:Manifest, hashes):  # of each row
         else:
             for row in self._merge(self.rows.some(order[begin:end].tolist())): rows.append(row)
     self.rows = rows
-    if len(rows) < self.row_count: notice(f'`{self.path}` has {self.row_count:,} rows of {len(rows):,} images: the rows of an image are one sample with all their captions')
+    if len(rows) < self.row_count: warn(f'`{self.path}` has {self.row_count:,} rows of {len(rows):,} images: the rows of an image are one sample with all their captions')
 
 @patch
 def _merge(self:Manifest, rows):  # whose hashes are equal -> a row for each image

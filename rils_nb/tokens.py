@@ -1,4 +1,4 @@
-"""Captions as the numbers that a text tower reads.
+"""Tokenization of captions for the text tower.
 
 Docs: https://rils-nb.github.io/rils_nb/tokens.html.md"""
 
@@ -13,40 +13,40 @@ from itertools import islice
 
 import open_clip
 import torch
-from .core import UserError, key
+from .core import UserError, hash_key
 
 # %% ../nbs/04c_tokens.ipynb #8576669d
 _tokenizer = lru_cache(1)(partial(open_clip.get_tokenizer, 'ViT-B-32'))  # CLIP's byte pairs, 49,408 of them
 
 def _bounded_tokenizer():
     tokenizer = _tokenizer()
-    if len(tokenizer.cache) > 2**14: tokenizer.cache = dict(islice(tokenizer.cache.items(), 2**13))  # it would keep every word for ever
+    if len(tokenizer.cache) > 2**14: tokenizer.cache = dict(islice(tokenizer.cache.items(), 2**13))  # it would grow without bound
     return tokenizer
 
 @lru_cache(2**14)
 def _tokens(text):
     row = _bounded_tokenizer()([text])[0]
-    return row[:int(row.argmax()) + 1].clone()  # up to the end token, the highest; 0 is `!` as well as padding. A slice would keep all 77
+    return row[:int(row.argmax()) + 1].clone()  # up to the end token, the highest; 0 is `!` as well as padding. A slice would keep all 77 in memory
 
 def tokenize(
     texts,     # list of str
-    length=77, # of the context
+    length=77, # context length, in tokens
 ):  # -> (B,L) int64, padded with 0, L = the longest of them and at most `length`
-    "Tokens of captions, cut to the longest."
+    "Tokens of captions, padded to the longest."
     rows = [_tokens(t) for t in texts]
     if not rows: raise UserError('no text is given: give one or more')
-    rows = [r if len(r) <= length else torch.cat([r[:length - 1], r[-1:]]) for r in rows]  # what is cut keeps its end token
+    rows = [r if len(r) <= length else torch.cat([r[:length - 1], r[-1:]]) for r in rows]  # a truncated caption keeps its end token
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 # %% ../nbs/04c_tokens.ipynb #7c0de2b5
-CONTEXT = 77  # tokens of CLIP's text tower
+CONTEXT = 77  # context length of CLIP's text tower, in tokens
 
 @lru_cache(2**14)
 def count_tokens(text):  # str -> int
-    "The tokens of a caption with those of its beginning and end, however long it is."
+    "Number of tokens of a caption, with its start and end tokens and without truncation."
     return len(_bounded_tokenizer().encode(text)) + 2
 
 # %% ../nbs/04c_tokens.ipynb #e84697ad
 def caption_id(text):  # str -> int
-    "A number that equal captions share."
-    return key('caption', text)
+    "A number that is equal for equal captions."
+    return hash_key('caption', text)

@@ -1,4 +1,4 @@
-"""Autocast casts a method's weights to bf16 one by one, in every step. Here one operation casts them all, and their gradients come back together.
+"""Autocast casts a method's weights to bf16 one by one, in every step. This module casts them in one operation, and their gradients back in another.
 
 Docs: https://rils-nb.github.io/rils_nb/weights.html.md"""
 
@@ -27,7 +27,7 @@ def castable_names(module):  # nn.Module -> tuple of str
     return getattr(module, 'products', ())
 
 def walk_modules(root):  # -> iterator
-    "A module and all below it, without those that handle their weights themselves."
+    "A module and its submodules, without those that handle their own weights."
     if getattr(root, 'own_weights', False): return
     yield root
     for m in root.children(): yield from walk_modules(m)
@@ -37,7 +37,7 @@ def sum_gradients(
     a, # list of tensors or None
     b, # another
 ):  # -> list
-    "Sums, where there are two gradients; in one operation for each precision."
+    "Sums of gradients, where there are two; one operation for each precision."
     total = [y if x is None else x for x, y in zip(a, b)]
     both = [i for i, (x, y) in enumerate(zip(a, b)) if x is not None and y is not None]
     for kind in {b[i].dtype for i in both}:
@@ -47,9 +47,9 @@ def sum_gradients(
 
 # %% ../nbs/08a_weights.ipynb #246b39a0
 class _Uses(torch.autograd.Function):
-    "Weights as the forward pass uses them."
+    "The weights in the form that the forward pass uses."
     @staticmethod
-    def forward(ctx, copies, twice, *weights):  # a copy or None for each weight; which of them have a second use
+    def forward(ctx, copies, twice, *weights):  # a copy or None for each weight; whether it is used twice
         ctx.set_materialize_grads(False)
         ctx.weights, ctx.twice = weights, twice
         first = [w.detach() if c is None else c for c, w in zip(copies, weights)]
@@ -68,10 +68,10 @@ class _Uses(torch.autograd.Function):
         return None, None, *total
 
 # %% ../nbs/08a_weights.ipynb #6631b5aa
-PART = 2**24  # weights whose gradients are cast together
+PART = 2**24  # number of weights whose gradients are cast together
 
 def split_weights(weights):  # iterator of tensors -> iterator of lists
-    "Parts of `PART` numbers or a little more."
+    "Parts of `PART` numbers or slightly more."
     part, size = [], 0
     for w in weights:
         part, size = [*part, w], size + w.numel()
@@ -81,12 +81,12 @@ def split_weights(weights):  # iterator of tensors -> iterator of lists
     if part: yield part
 
 class Plan:
-    "The modules of a method whose weights are handled together."
+    "The modules of a method whose weights are cast together."
     def __init__(self, method):
-        teacher = getattr(method, 'teacher', None)                                  # no module of the method
+        teacher = getattr(method, 'teacher', None)                                  # not a submodule of the method
         roots = [method, *([teacher] if isinstance(teacher, nn.Module) else [])]
         self.modules = [m for root in roots for m in walk_modules(root) if m._parameters]
-        self.twice = set(map(id, self.modules))                                     # until it is known
+        self.twice = set(map(id, self.modules))                                     # until the first step has shown it
 
 # %% ../nbs/08a_weights.ipynb #021a3495
 _open, _plans = ContextVar('copies', default=None), WeakKeyDictionary()
@@ -104,12 +104,12 @@ class Copies:
         low = [torch.empty_like(p, dtype=dtype) for p in weights.values()]
         with torch.no_grad():
             if low: torch._foreach_copy_(low, list(weights.values()))
-        for t, p in zip(low, weights.values()): t.master = p                        # for what computes in float32
+        for t, p in zip(low, weights.values()): t.master = p                        # for operations that compute in float32
         self.uses = dict(zip(weights, low)), {}                                     # first, second: id of a weight -> tensor
         self.link({id(p) for m, _, p, _ in self.places if id(m) in plan.twice})
 
     def link(self, twice):  # ids of weights
-        "Let the trained weights enter the graph."
+        "Connect the trained weights to the graph."
         for part in split_weights({id(p): p for *_, p, _ in self.places if p.requires_grad}.values()):
             again = [i for i, p in enumerate(part) if id(p) in twice]
             out = _Uses.apply([self.uses[0].get(id(p)) for p in part], again, *part)
@@ -121,7 +121,7 @@ class Copies:
 @patch
 @contextmanager
 def substitute(self:Copies):
-    "Within this block, modules find the copies in the place of their weights."
+    "Context in which modules use the copies in place of their weights."
     before, self.calls = _open.set(self), {}
     for m, name, p, _ in self.places: m._parameters[name] = self.uses[0].get(id(p), p)
     try: yield
@@ -132,7 +132,7 @@ def substitute(self:Copies):
 
 @patch
 def use_again(self:Copies, module):
-    "Give a module and all below it the second names, if this is its second pass."
+    "Give a module and its submodules the second aliases, if this is its second pass."
     n = self.calls[id(module)] = self.calls.get(id(module), 0) + 1
     if n != 2: return
     inside = set(map(id, module.modules()))
@@ -142,29 +142,29 @@ def use_again(self:Copies, module):
 
 # %% ../nbs/08a_weights.ipynb #cb3ccbd9
 def cast_weights(method):  # Method -> context
-    "Within this context, the weights of a method are those that autocast would make of them."
+    "Context in which the weights of a method are cast as autocast would cast them."
     p = next(method.parameters())
     kind = p.device.type
     if _open.get() or not (torch.is_autocast_enabled(kind) and torch.is_grad_enabled()) or isinstance(p, DTensor): return nullcontext()
     if method not in _plans: _plans[method] = Plan(method)
     return Copies(_plans[method], torch.get_autocast_dtype(kind)).substitute()
 
-def master(w):  # what stands in the place of a weight -> the weight itself
+def master(w):  # a weight or its copy -> the weight
     "The float32 weight behind a copy."
     return getattr(w, 'master', w)
 
 def is_casting():
-    "Whether a forward pass has its copies."
+    "Whether a forward pass uses copies."
     return _open.get() is not None and torch.is_grad_enabled()
 
 def begin_pass(module):  # nn.Module
-    "Say that a pass through a module begins, so that the gradients of two passes are added together."
+    "Mark the beginning of a pass through a module, so that the gradients of two passes are added in one operation."
     if is_casting(): _open.get().use_again(module)
 
 def recompute(
     f,     # function of tensors
     *args, # of `f`
 ):
-    "The result of `f`, whose activations are not kept but computed again in the backward pass."
+    "The result of `f`, with activation checkpointing: its activations are recomputed in the backward pass."
     copies = _open.get()
     return checkpoint(f, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), copies.substitute() if copies else nullcontext()))

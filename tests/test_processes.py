@@ -7,8 +7,8 @@ import pytest
 import torch
 from starting import ENV, nursery
 from rils_nb.core import read_jsonl
-from rils_nb.runs import WEIGHTS, newest, read_tensors
-from three_steps import OTHERS, RUNS, plain, three_steps
+from rils_nb.runs import WEIGHTS, newest_checkpoint, read_tensors
+from three_steps import OTHERS, RUNS, bf16_step, plain, three_steps
 
 def launch(args, log, timeout=900):
     "Start two processes; their output goes to a file, because workers that are left behind keep pipes open."
@@ -31,9 +31,19 @@ def test_two_processes_equal_one(nursery, tmp_path, run):
     for k in a: torch.testing.assert_close(a[k], b[k], rtol=0, atol=1e-6, msg=lambda m: f'{run} {k}: {m}')
     if run in ('rils', 'rils_one_sided'): assert b['grad/decoder.head.weight'].abs().max() > 1e-4  # the reconstruction was at work
 
+def test_joined_passes_in_two_processes_equal_those_in_one(nursery, tmp_path):
+    """Under autocast a token is rounded as in one process, and the gradient of a weight once in each process before it is summed, in place of once in all:
+    so the two differ by less than one of them does from float64."""
+    nursery.together('three_steps:begin_bf16', tmp_path/'two.pt', log=tmp_path/'log')
+    two, single, exact = torch.load(tmp_path/'two.pt'), bf16_step(), bf16_step('float64')
+    depths = [found.pop('joined').tolist() for found in (two, single, exact)]
+    assert depths[0] == depths[1] == [2] * len(depths[0]) != [] == depths[2]
+    apart = lambda a, b: sum((a[k] - b[k]).square().sum() for k in exact).sqrt()
+    assert 0 < apart(two, single) < apart(single, exact)
+
 TINY = ['--data', 'scenes:n=64', '--eval_data', '', '--batch', '16', '--precision', 'float32', '--log_every', '1']
 
-def weights(run): return read_tensors(newest(run)/WEIGHTS)
+def weights(run): return read_tensors(newest_checkpoint(run)/WEIGHTS)
 
 @pytest.mark.slow
 def test_trainer_with_two_processes_equals_one(tmp_path):
@@ -55,7 +65,7 @@ def test_stopped_by_a_signal_and_resumed(nursery, tmp_path, signum):
     while len(read_jsonl(tmp_path/'run'/'log.jsonl')) < 3: time.sleep(0.01)
     os.kill(pid, signum)
     assert nursery.wait() == 128 + signum, (tmp_path/'log').read_text()
-    assert 3 <= int(newest(tmp_path/'run').name[-7:]) < 60 and 'continue with --resume' in (tmp_path/'log').read_text()
+    assert 3 <= int(newest_checkpoint(tmp_path/'run').name[-7:]) < 60 and 'continue with --resume' in (tmp_path/'log').read_text()
     code, said = nursery.run([*argv, '--out', tmp_path/'run', '--resume', '--workers', 2], tmp_path/'log')
     assert code == 0, said
     a, b = weights(tmp_path/'whole'), weights(tmp_path/'run')

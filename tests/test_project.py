@@ -262,7 +262,7 @@ def test_the_site_can_be_made_up_to_quarto(copy):
     for name in ('rils_nb', 'docs'): shutil.copytree(ROOT/name, copy/name, dirs_exist_ok=True)
     code = 'from nbdev.serve import proc_nbs\nif __name__ == "__main__": proc_nbs(n_workers=2)'
     (copy/'make.py').write_text(code)
-    out = subprocess.run([sys.executable, 'make.py'], cwd=copy, capture_output=True, text=True, timeout=900)
+    out = subprocess.run([sys.executable, 'make.py'], cwd=copy, capture_output=True, text=True, timeout=3600)
     assert out.returncode == 0, out.stderr.rpartition('Exception: ')[2] or out.stderr
     assert 'imports and other code' not in out.stderr, out.stderr
     made = {p.relative_to(copy/'_proc').as_posix() for p in (copy/'_proc').rglob('*.ipynb')}
@@ -351,7 +351,7 @@ def run_pytest(folder, *args):
     shutil.copy(ROOT/'conftest.py', folder)
     (folder/'pyproject.toml').write_text((ROOT/'pyproject.toml').read_text(encoding='utf-8'), encoding='utf-8')
     (folder/'tests').mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', *args], cwd=folder, capture_output=True, text=True, timeout=900)
+    return subprocess.run([sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', *args], cwd=folder, capture_output=True, text=True, timeout=3600)
 
 def notebook(path, *sources):
     path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""`--size RevColV2-B` in place of `--size ViT-B-16`: every method of this package can have reversible columns for its image encoder.
+"""`--size RevColV2-B` in place of `--size ViT-B-16`: every method of this package can use reversible columns as its image encoder.
 
 Docs: https://rils-nb.github.io/rils_nb/columns/encoder.html.md"""
 
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from .reversible import through
+from .reversible import run_columns
 from .unit import call, column
 from ..core import Registry, UserError
 from ..model import ENCODERS, SIZES, ImageEncoder, Size, local_attention
@@ -22,10 +22,10 @@ from ..model import ENCODERS, SIZES, ImageEncoder, Size, local_attention
 # %% ../../nbs/columns/92_encoder.ipynb #0d26b111
 class Columns(VisionTransformer):
     "timm's vision transformer with reversible columns in place of its blocks."
-    own_weights = True  # columns hand them to an autograd function themselves
+    own_weights = True  # columns pass their weights to an autograd function themselves
     def __init__(self, ups=2, downs=2, level_blocks=(1, 1, 1, 1), read='last', **kwargs):
         super().__init__(depth=0, **kwargs)
-        del self._modules['blocks']                                                             # the property below
+        del self._modules['blocks']                                                             # replaced by the property below
         width, heads = self.embed_dim, kwargs['num_heads']
         self.ups, self.read = ups, Registry('level to read', dict(last=ups + downs, middle=ups))[read]
         self.columns = nn.ModuleList(column(width, heads, tuple(level_blocks), t < ups) for t in range(ups + downs))
@@ -45,24 +45,24 @@ class Columns(VisionTransformer):
 # %% ../../nbs/columns/92_encoder.ipynb #fab39417
 @patch
 def bottom_up(self:Columns, x, **how):  # (B,T,D) embedded tokens; run and stored, as for `through` -> list of levels
-    "Levels behind the bottom-up columns."
-    return through(self.columns[:self.ups], [x] * len(self.columns[0].levels), x, **how)
+    "Levels after the bottom-up columns."
+    return run_columns(self.columns[:self.ups], [x] * len(self.columns[0].levels), x, **how)
 
 @patch
 def top_down(self:Columns, state, **how):  # list of levels; as for `through` -> list of levels
-    "Levels behind the top-down columns."
-    return through(self.columns[self.ups:], state, **how)
+    "Levels after the top-down columns."
+    return run_columns(self.columns[self.ups:], state, **how)
 
 @patch
 def features(self:Columns, x, **how):  # (B,T,D) embedded tokens; as for `through` -> (B,T,D)
-    "The level that is read, behind the norm."
+    "The output level, after the final norm."
     state = self.bottom_up(x, **how)
     if self.read > self.ups: state = self.top_down(state, **how)
     return self.norm(state[-1].to(x.dtype))
 
 @patch
-def forward_features(self:Columns, x, **mask):  # (B,3,H,W) normalised; timm's arguments for attention, which columns have none of -> (B,1+N,D)
-    "timm's name for it; `set_grad_checkpointing` makes the columns reversible."
+def forward_features(self:Columns, x, **mask):  # (B,3,H,W) normalised; timm's attention arguments, which columns do not support -> (B,1+N,D)
+    "Features under timm's name; `set_grad_checkpointing` makes the columns reversible."
     if any(v is not None and v is not False for v in mask.values()): raise NotImplementedError('columns take no attention mask: take hidden patches away')
     x = self.norm_pre(self._pos_embed(self.patch_embed(x)))
     return self.features(x, stored=not self.grad_checkpointing)
@@ -72,7 +72,7 @@ def forward_intermediates(self:Columns, *args, **kwargs): raise NotImplementedEr
 
 @patch
 def group_matcher(self:Columns, coarse=False):  # -> dict, as timm's
-    "Layers for layer-wise learning rates: the stem, each column (with the last the norm), the head."
+    "Layers for layer-wise learning rates: the stem, each column (the norm belongs to the last one), the head."
     return dict(stem=r'^cls_token|pos_embed|patch_embed', blocks=[(r'^columns\.(\d+)', None), (r'^norm', (99999,))])
 
 # %% ../../nbs/columns/92_encoder.ipynb #add1fdde
@@ -89,7 +89,7 @@ def _columns(size, name, pretrained, pretrained_cfg=None, **kwargs):
 # %% ../../nbs/columns/92_encoder.ipynb #86881b70
 @register_model
 def rils_revcolv2_tiny_patch8_32(
-    pretrained=False, # of a local folder only; none are published
+    pretrained=False, # from a local folder only; none are published
     **kwargs,         # of Columns
 ):
     "2 + 2 columns of width 64 for 32 px images: seconds on a laptop."
@@ -97,7 +97,7 @@ def rils_revcolv2_tiny_patch8_32(
 
 @register_model
 def rils_revcolv2_base_patch16_224(
-    pretrained=False, # of a local folder only; none are published
+    pretrained=False, # from a local folder only; none are published
     **kwargs,         # of Columns
 ):
     "8 + 8 columns of width 320."
@@ -105,7 +105,7 @@ def rils_revcolv2_base_patch16_224(
 
 @register_model
 def rils_revcolv2_large_patch16_224(
-    pretrained=False, # of a local folder only; none are published
+    pretrained=False, # from a local folder only; none are published
     **kwargs,         # of Columns
 ):
     "6 + 6 columns of width 640."
@@ -114,26 +114,26 @@ def rils_revcolv2_large_patch16_224(
 # %% ../../nbs/columns/92_encoder.ipynb #989ad001
 @register_model
 def rils_revcolv2_tiny_up_patch8_32(
-    pretrained=False, # of a local folder only
+    pretrained=False, # from a local folder only
     **kwargs,         # of Columns
 ):
-    "`rils_revcolv2_tiny_patch8_32`, read behind its bottom-up columns."
+    "`rils_revcolv2_tiny_patch8_32`, read after its bottom-up columns."
     return _columns('tiny', 'rils_revcolv2_tiny_up_patch8_32', pretrained, **dict(read='middle') | kwargs)
 
 @register_model
 def rils_revcolv2_base_up_patch16_224(
-    pretrained=False, # of a local folder only
+    pretrained=False, # from a local folder only
     **kwargs,         # of Columns
 ):
-    "`rils_revcolv2_base_patch16_224`, read behind its bottom-up columns."
+    "`rils_revcolv2_base_patch16_224`, read after its bottom-up columns."
     return _columns('base', 'rils_revcolv2_base_up_patch16_224', pretrained, **dict(read='middle') | kwargs)
 
 @register_model
 def rils_revcolv2_large_up_patch16_224(
-    pretrained=False, # of a local folder only
+    pretrained=False, # from a local folder only
     **kwargs,         # of Columns
 ):
-    "`rils_revcolv2_large_patch16_224`, read behind its bottom-up columns."
+    "`rils_revcolv2_large_patch16_224`, read after its bottom-up columns."
     return _columns('large', 'rils_revcolv2_large_up_patch16_224', pretrained, **dict(read='middle') | kwargs)
 
 # %% ../../nbs/columns/92_encoder.ipynb #87f54943
@@ -145,7 +145,7 @@ for name, long, side, at in (('tiny', 'tiny', 8, 32), ('B', 'base', 16, 224), ('
 # %% ../../nbs/columns/92_encoder.ipynb #29498088
 @ENCODERS.register('columns')
 class ColumnsEncoder(ImageEncoder):
-    "Columns with fixed positions; encodes a full image or its visible patches."
+    "Columns with fixed position embeddings; encodes a full image or its visible patches."
     @property
     def how(self): return dict(run=self.call, stored=not self.recompute)
 
@@ -160,17 +160,17 @@ class ColumnsEncoder(ImageEncoder):
     def complete(self): self.trunk.complete()
 
     def stages(self, x, at):  # (B,1+N,D) from `tokens`; not used -> list of (B,1+N,D)
-        "All levels behind the last column, the lowest first."
+        "All levels after the last column, the lowest first."
         return [s.to(x.dtype) for s in self.trunk.top_down(self.trunk.bottom_up(x, **self.how), **self.how)]
 
-    def localised(self, image, entered):  # (B,3,H,W) uint8; not used, as what leaves the last block is not all of the feature -> (B,1+N,D)
+    def local_features_of(self, image, entered):  # (B,3,H,W) uint8; not used, as the last block's output is only a part of the feature -> (B,1+N,D)
         "The local features of images."
         return self.encode(self.patches(image), local=True)
 
 # %% ../../nbs/columns/92_encoder.ipynb #d42a3fd8
 @patch
 def onto_grids(self:ColumnsEncoder, window, whole, side):  # as for `ImageEncoder`; window and side must be 0 -> ModuleList, empty
-    "Compute and train all levels of all columns; the final norm belongs to none of them."
+    "Compute and train all levels of all columns, without the final norm."
     if window or side: raise UserError('columns attend to the whole image, and have no relative positions: give --opts window=0,relative=false')
     self.complete()
     for p in self.trunk.norm.parameters(): p.requires_grad_(False)
@@ -179,6 +179,6 @@ def onto_grids(self:ColumnsEncoder, window, whole, side):  # as for `ImageEncode
 
 @patch
 def grid_features(self:ColumnsEncoder, x, relative=()):  # (B,3,H,W) normalised pixels; nothing -> four (B,D,h,w), the lowest level first
-    "The levels behind the last column, without the class token."
+    "The levels after the last column, without the class token."
     grid = tuple(s // self.trunk.patch_embed.patch_size[0] for s in x.shape[-2:])
     return [s[:, 1:].transpose(1, 2).unflatten(2, grid) for s in self.stages(self.tokens(self.embed(x)), ())]

@@ -1,4 +1,4 @@
-"""A masked autoencoder whose decoder is not thrown away: what fills in the pixels are columns like those that see.
+"""A masked autoencoder whose decoder is kept after pre-training: encoder and decoder are reversible columns.
 
 Docs: https://rils-nb.github.io/rils_nb/columns/revcolv2.html.md"""
 
@@ -14,17 +14,17 @@ from torch import nn
 from .unit import Read
 from ..core import UserError
 from ..losses import patchify, pixel_reconstruction
-from ..masking import take
+from ..masking import gather_tokens
 from ..methods import METHODS, Method
 from ..model import SIZES, init_like_mae
 
 # %% ../../nbs/columns/93_revcolv2.ipynb #0eb256e2
 class PixelEnd(nn.Module):
-    "What is trained for the pixels alone."
+    "Mask tokens, norm and linear layer for predicting pixels."
     def __init__(self,
-        levels,  # how many there are
+        levels,  # number of levels
         width,   # D
-        pixels,  # numbers of a patch
+        pixels,  # values in a patch
     ):
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(levels, 1, width))
@@ -35,20 +35,20 @@ class PixelEnd(nn.Module):
         state,  # list of levels (B,1+V,D) of the visible patches
         places, # (B,M,D) positions of the hidden ones
     ):  # -> list of levels (B,1+V+M,D)
-        "Levels with mask tokens behind the visible patches."
+        "Levels with mask tokens appended to the visible patches."
         return [torch.cat([s, Read.apply(token + places, s.dtype)], 1) for s, token in zip(state, self.mask_token)]
 
-    def forward(self, state, m):  # list of levels; how many of the last tokens -> (B,m,pixels)
-        "Pixels, from the lowest level."
+    def forward(self, state, m):  # list of levels; number of hidden patches, the last tokens -> (B,m,pixels)
+        "Predict pixels from the lowest level."
         return self.head(self.norm(state[0][:, -m:].to(self.head.weight.dtype)))
 
 # %% ../../nbs/columns/93_revcolv2.ipynb #a7bd6faa
 @METHODS.register('revcolv2')
 class RevColV2(Method):
-    "Masked autoencoder of reversible columns, all of which are kept (Han et al., 2023)."
+    "Masked autoencoder of reversible columns; encoder and decoder are kept (Han et al., 2023)."
     reconstructs = True
     def __init__(self, config, *,
-        normalise_pixels=True, # the pixels of each patch to mean 0 and variance 1 before they are predicted
+        normalise_pixels=True, # normalise the target pixels of each patch to mean 0 and variance 1
     ):
         super().__init__(config)
         sizes = [name for name, size in SIZES.items() if size.encoder == 'columns' and not name.endswith('-up')]
@@ -60,7 +60,7 @@ class RevColV2(Method):
         self.decoder, self.normalise_pixels = PixelEnd(len(trunk.columns[0].levels), trunk.embed_dim, 3 * self.patch_size**2), normalise_pixels
 
     def forward(self, batch):
-        loss = self.in_parts(self.pixels, batch['image'], batch['keys'])[0].mean()
+        loss = self.accumulate(self.pixels, batch['image'], batch['keys'])[0].mean()
         return dict(loss=loss, reconstruction=loss.detach())
 
 # %% ../../nbs/columns/93_revcolv2.ipynb #932bfeb6
@@ -69,17 +69,17 @@ def predict(self:RevColV2,
     patches, # (B,N,D) from `visual.patches`
     mask,    # Mask
 ):  # -> (B,M,p*p*3), in the order of mask.hidden
-    "The pixels of the hidden patches."
+    "Predict the pixels of the hidden patches."
     v = self.visual
     state = v.trunk.bottom_up(v.tokens(patches, mask.visible), **v.how)                        # L times (B,1+V,D)
-    places = take(v.trunk.pos_embed[:, 1:].expand(len(patches), -1, -1), mask.hidden)
+    places = gather_tokens(v.trunk.pos_embed[:, 1:].expand(len(patches), -1, -1), mask.hidden)
     return self.decoder(v.trunk.top_down(self.decoder.enter(state, places), **v.how), mask.hidden.shape[1])
 
 @patch
 def pixels(self:RevColV2, image, keys):  # (B,3,H,W) uint8, (B,) -> ((B,),), the mean over the batch for each image
     "Mean squared error of the hidden patches."
     mask = self.mask(keys, image)
-    true = take(patchify(self.visual.normalise(image), self.patch_size), mask.hidden)
+    true = gather_tokens(patchify(self.visual.normalise(image), self.patch_size), mask.hidden)
     loss = pixel_reconstruction(self.predict(self.visual.patches(image), mask), true, self.normalise_pixels)
     return (loss.expand(len(image)),)
 

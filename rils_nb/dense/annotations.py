@@ -1,4 +1,4 @@
-"""What a box, an outline or a flag of COCO's format means when another tool wrote it, in one place.
+"""One place for the meaning of a box, an outline or a flag in COCO's format when another tool wrote it.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/annotations.html.md"""
 
@@ -13,18 +13,18 @@ import math, re
 
 import hotcoco
 import numpy as np
-from ..rle import encode_masks, encode_polygons, fills, read_run_lengths, RLEMasks
+from ..rle import encode_masks, encode_polygons, is_complete, read_run_lengths, RLEMasks
 
 # %% ../../nbs/dense/84a_annotations.ipynb #98251d5a
 def read_number(v):  # what JSON holds -> float, or None
-    "A number, also one that is written as text; None for all else, NaN and infinity among it."
+    "Read a number, also one written as text; None for anything else, including NaN and infinity."
     if isinstance(v, bool) or not isinstance(v, (int, float, str)): return None
     try: x = float(v)
     except (ValueError, OverflowError): return None
     return x if math.isfinite(x) else None
 
 def read_id(v):  # what JSON holds -> int or str, or None
-    "An id: whole numbers are the same however they are written."
+    "Read an id; a whole number is the same id in every notation."
     if type(v) is int: return v
     if isinstance(v, float) and v.is_integer(): return int(v)
     if isinstance(v, str) and re.fullmatch(r'-?(0|[1-9][0-9]{0,17})', v.strip()): return int(v)
@@ -33,24 +33,24 @@ def read_id(v):  # what JSON holds -> int or str, or None
 YES, NO = {'1', '1.0', 'true', 'yes'}, {'0', '0.0', 'false', 'no', 'none', 'null', ''}
 
 def read_flag(v):  # what JSON holds -> bool, or None
-    "Yes or no; nothing is no, and what is neither is None."
+    "Read a flag; an empty value is False, an unknown one None."
     if type(v) is int and v in (0, 1): return v == 1
     word = str(v).strip().lower() if isinstance(v, (bool, int, float, str)) else '' if v is None else 'neither'
     return True if word in YES else False if word in NO else None
 
 # %% ../../nbs/dense/84a_annotations.ipynb #7b8d7ced
-def _are_finite(values):  # list -> bool: all are numbers, and finite; most lists are, and one sum sees it
+def _are_finite(values):  # list -> bool: all are finite numbers; one sum tests it
     try: return math.isfinite(sum(values))
     except (TypeError, OverflowError): return False
 
 def read_box(v):  # what JSON holds -> list of four floats or None, what is wrong
-    "x, y, width and height; what is wrong with them is empty where nothing is."
+    "Read x, y, width and height; the second value is empty for a valid box."
     if v is None or v == []: return None, 'without a box'
     if type(v) is not list or len(v) != 4: return None, 'with a box that is not four numbers'
     box = v if _are_finite(v) else [read_number(x) for x in v]
     return (None, 'with a box that is not four numbers') if None in box else (box, '')
 
-def _in_image(box, h, w):  # x, y, width, height -> [x0,y0,x1,y1] within the image, or None; was it cut by more than a pixel?
+def _in_image(box, h, w):  # x, y, width, height -> [x0,y0,x1,y1] within the image, or None; whether it was clipped by more than a pixel
     x, y, bw, bh = box
     x0, y0, x1, y1 = max(0., x), max(0., y), min(float(w), x + bw), min(float(h), y + bh)
     if x1 - x0 <= 0 or y1 - y0 <= 0: return None, False
@@ -58,19 +58,19 @@ def _in_image(box, h, w):  # x, y, width, height -> [x0,y0,x1,y1] within the ima
 
 def is_tiny(
     x, # of the box's corner
-    y, # the same
-    w, # its width
-    h, # its height
+    y, # of the box's corner
+    w, # width of the box
+    h, # height of the box
 ):  # -> bool
-    "Whether a box lies within a pixel, or has numbers as shares of the image have them."
+    "Whether a box lies within a pixel, or its numbers look like shares of the image."
     return max(w, h) < 1 or max(x, y, w, h) <= 1 and min(w, h) < 1
 
 def place_box(
     box, # x, y, width, height
     h,   # height of the image
     w,   # width of the image
-):  # -> [x0,y0,x1,y1] or None, what is wrong, whether it was cut
-    "A box within the image."
+):  # -> [x0,y0,x1,y1] or None, what is wrong, whether it was clipped
+    "Clip a box to the image."
     placed, was_cut = _in_image(box, h, w)
     if placed is None: return None, 'of no area or outside of the image', False
     x, y, bw, bh = placed[0], placed[1], placed[2] - placed[0], placed[3] - placed[1]
@@ -79,7 +79,7 @@ def place_box(
 
 # %% ../../nbs/dense/84a_annotations.ipynb #1e34d081
 def are_corners(boxes):  # pairs of x, y, width, height and (height, width of the image), one after another -> bool
-    "Whether boxes are two corners each, x0, y0, x1, y1."
+    "Whether boxes are written as two corners, x0, y0, x1, y1."
     n = beyond = 0
     for (x, y, p, q), (h, w) in boxes:
         if not (x < p <= w + 1 and y < q <= h + 1): return False
@@ -100,9 +100,9 @@ def _flat(points, notes):  # a polygon in any notation -> list of numbers
 
 def read_polygons(
     found, # list, as JSON holds it
-    notes, # set of texts, to which is added how it was read
+    notes, # set of texts, extended by the notation that was read
 ):  # -> list of lists of x, y, x, y ...
-    "An outline of polygons; raises `ValueError` with what is wrong."
+    "Read an outline of polygons; raises `ValueError` with the cause."
     if type(found[0]) is dict or type(found[0]) is list and len(found[0]) == 2 and all(type(p) is list and len(p) == 2 for p in found): found = [found]      # points of one polygon
     elif type(found[0]) is not list: found = [found] if notes.add('with a flat polygon: read as one') is None else found
     if not all(type(p) is list for p in found): raise ValueError('with an outline in an unknown notation')
@@ -128,7 +128,7 @@ def _read_counts(v, notes):  # letters, or a list of numbers -> array of int64
 
 def _to_rle(counts, size): return hotcoco.mask.frPyObjects(dict(size=list(size), counts=counts.tolist()), *size)
 
-def _exchanged(counts, size, box):  # of a mask whose sides are said the other way round -> the reading that has this box, or None
+def _exchange_sides(counts, size, box):  # of a mask with height and width exchanged -> the reading that fits this box, or None
     if box is None: return None
     lying = _to_rle(counts, size[::-1])
     found = [_to_rle(counts, size), encode_masks(RLEMasks([lying], size[::-1]).dense().transpose(1, 2)).runs[0]]
@@ -139,17 +139,17 @@ def read_rle(
     found, # dict, as JSON holds it
     size,  # height and width of the image
     box,   # x, y, width, height of the object, or None
-    notes, # set of texts, to which is added how it was read
+    notes, # set of texts, extended by the notation that was read
 ):  # -> dict of size and counts, these as letters
-    "A mask as run lengths; raises `ValueError` with what is wrong."
+    "Read a mask from run lengths; raises `ValueError` with the cause."
     said = [read_number(v) for v in found['size']] if type(found.get('size')) is list else [None]
     if None in said or len(said) != 2: raise ValueError('with run lengths of which no size is said')
     try: counts = _read_counts(found.get('counts'), notes)
     except ValueError: raise ValueError('with run lengths that are none')
     same, turned = said == list(size), said == list(size)[::-1]
     if not (same or turned): raise ValueError('with a mask of another size than the image')
-    if not fills(counts, size): raise ValueError('with run lengths that do not fill the image')
-    rle = _to_rle(counts, size) if same else _exchanged(counts, size, box)
+    if not is_complete(counts, size): raise ValueError('with run lengths that do not fill the image')
+    rle = _to_rle(counts, size) if same else _exchange_sides(counts, size, box)
     if rle is None: raise ValueError('with a mask of another size than the image')
     if not same: notes.add('with height and width of their mask exchanged: read as their box says')
     return dict(size=list(size), counts=rle['counts'].decode())
@@ -159,9 +159,9 @@ def read_outline(
     found, # what JSON holds
     size,  # height and width of the image
     box,   # x, y, width, height of the object, or None
-    notes, # set of texts, to which is added how it was read
-):  # -> polygons, or dict of size and counts, or None where there is none; x0, y0, x1, y1 of it
-    "An object's outline; raises `ValueError` with what is wrong."
+    notes, # set of texts, extended by the notation that was read
+):  # -> polygons, or dict of size and counts, or None where there is none; its x0, y0, x1, y1
+    "Read an object's outline; raises `ValueError` with the cause."
     if type(found) is list and len(found) == 1 and type(found[0]) is dict and 'counts' in found[0]: found = found[0]
     if not found or found == [[]]: return None, None
     if type(found) not in (list, dict): raise ValueError('with an outline in an unknown notation')
@@ -176,13 +176,13 @@ def read_outline(
     return outline, at
 
 # %% ../../nbs/dense/84a_annotations.ipynb #95206a01
-LOST = 'left out', 'box kept'  # what was done where something of the annotation is lost
+LOST = 'left out', 'box kept'  # actions after which a part of the annotation is lost
 
 def is_damage(note):  # one of the texts about an object -> bool
-    "Whether something of the object is lost."
+    "Whether a part of the object is lost."
     return note.rpartition(': ')[2] in LOST
 
-def _find(label, v):  # dict: id -> class -> class or None, was the id read from another notation?
+def _find(label, v):  # dict: id -> class; an id -> class or None, whether the id was in another notation
     try: found = label.get(v)
     except TypeError: found = None
     again = label.get(read_id(v)) if found is None else None
@@ -193,14 +193,14 @@ def read_object(
     label, # dict: id of a category -> class
     size,  # height and width of the image
 ):  # -> [label, box, crowd, outline, area] or None where it is left out; list of texts about it
-    "An object, as the annotation says it, and what had to be said about that."
+    "Read an object from its annotation, with texts about all corrections."
     notes, broken, outline = set(), '', None
     (kind, other), crowd, (box, wrong) = _find(label, a.get('category_id')), read_flag(a.get('iscrowd')), read_box(a.get('bbox'))
     placed, was_cut = None, False
     if not wrong: placed, wrong, was_cut = place_box(box, *size)
     try: outline, at = read_outline(a.get('segmentation'), size, None if wrong else box, notes)
     except ValueError as e: broken = str(e)
-    if wrong and outline and not (box and min(box[2:]) > 0 and wrong.endswith('outside of the image')):    # a box elsewhere contradicts the outline
+    if wrong and outline and not (box and min(box[2:]) > 0 and wrong.endswith('outside of the image')):    # a box outside of the image contradicts the outline
         placed, still, was_cut = place_box([at[0], at[1], at[2] - at[0], at[3] - at[1]], *size)
         if not still: notes.add(f'{wrong}: box taken from the outline')
         wrong = still

@@ -1,4 +1,4 @@
-"""Images that come with the class of every pixel: ADE20K, VOC, and one's own in a table.
+"""Images with a class for every pixel: ADE20K, VOC, and your own data in a table.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/maps.html.md"""
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from ..config import parse_opts
-from ..core import UserError, nearest, notice
-from ..datasets import listed
+from ..core import UserError, suggest, warn
+from ..datasets import shipped_classes
 from ..loader import IGNORED
 from ..folders import _folder, _images
 from ..readers import READERS, Shards
@@ -32,7 +32,7 @@ from ..tables import Manifest
 def _numbers(data):  # bytes of an image file -> (H,W) array of whole numbers; its palette, or None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of bombs, which are looked for here
+            warnings.simplefilter('ignore')  # of decompression bombs, which are checked here
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS: raise BadSample('bomb', f'{image.width}x{image.height} pixels')
             if image.format == 'JPEG': raise BadSample('map', 'a JPEG, which does not keep numbers: save maps as PNG')
@@ -45,17 +45,17 @@ def _numbers(data):  # bytes of an image file -> (H,W) array of whole numbers; i
     return x.astype(np.uint8) if x.dtype == bool else x, image.getpalette() if image.mode == 'P' else None
 
 def decode_map(data):  # bytes of an image file -> (H,W) int64
-    "The numbers of a label map; raises `BadSample` for a file that holds none."
+    "Decode a label map to numbers; raises `BadSample` for a file without any."
     return torch.from_numpy(_numbers(data)[0].astype(np.int64))
 
 # %% ../../nbs/dense/80_maps.ipynb #98cd7b47
 def to_classes(
     numbers, # (H,W) int64, as a file has them
-    n,       # classes
+    n,       # number of classes
     first=0, # number of the first class; lower ones are ignored
-    white=IGNORED, # number that 255 stands for
+    white=IGNORED, # class number for the value 255
 ):  # -> (H,W) int64, 0 to n-1, or 255
-    "Numbers as classes; raises `BadSample` for numbers beyond them."
+    "Convert numbers to classes; raises `BadSample` for numbers beyond them."
     numbers = torch.where(numbers == IGNORED, white, numbers)
     wrong = numbers[(numbers >= first + n) & (numbers != IGNORED)]
     if len(wrong): raise BadSample('map', f'the number {wrong[0]}, and the {n} classes are {first} to {first + n - 1}')
@@ -63,12 +63,12 @@ def to_classes(
 
 # %% ../../nbs/dense/80_maps.ipynb #0d8dc7eb
 def names_of(
-    given,    # file with a name to a line, the number of classes, or a data set that ships with the package
-    folder='', # that a file's name is seen from
+    given,    # file with one name per line, the number of classes, or a data set that ships with the package
+    folder='', # that the file's path is relative to
 ):  # -> list of str
-    "Names of classes of pixels."
-    if given == 'ade20k': return list(listed('ade20k'))
-    if given == 'voc': return ['background', *listed('voc')]
+    "Names of the classes of label maps."
+    if given == 'ade20k': return list(shipped_classes('ade20k'))
+    if given == 'voc': return ['background', *shipped_classes('voc')]
     if given.isdigit(): names = [str(i) for i in range(int(given))]
     else:
         path = Path(folder)/given
@@ -101,7 +101,7 @@ def check_colours(
 
 # %% ../../nbs/dense/80_maps.ipynb #58956a91
 @lru_cache(8)
-def _table(n, first, white):  # classes of all numbers of eight bits; -1: beyond them
+def _table(n, first, white):  # class of each eight-bit number; -1: beyond the classes
     numbers = torch.arange(256)
     numbers = torch.where(numbers == IGNORED, white, numbers)
     return torch.where((numbers >= first + n) & (numbers != IGNORED), -1, torch.where((numbers < first) | (numbers == IGNORED), IGNORED, numbers - first)).numpy()
@@ -111,9 +111,9 @@ def classes_of(
     name,    # of the file, for the message
     names,   # of the classes
     first=0, # number of the first class
-    white=IGNORED, # number that 255 stands for
+    white=IGNORED, # class number for the value 255
 ):  # -> (H,W) int64
-    "The classes of a label map; raises `BadSample` with the file's name."
+    "Decode a label map to classes; raises `BadSample` with the file's name."
     try:
         (x, palette), table = _numbers(data), _table(len(names), first, white)
         if palette and len(names) == 21: check_colours(x, palette)
@@ -121,15 +121,15 @@ def classes_of(
         return torch.from_numpy(table[x])
     except BadSample as e: raise BadSample(e.kind, f'{name} ({e.where})')
 
-class _Maps:  # of a source: `map_of(i)` gives the bytes of a label map, and its name
-    def told(self, names, first, white):  # what the numbers stand for; white < 0: not said
+class _Maps:  # mixin of a source whose `map_of(i)` gives the bytes of a label map, and its name
+    def told(self, names, first, white):  # store the meaning of the numbers; white < 0: not given
         if white >= 0 and white != IGNORED and not first <= white < first + len(names): raise UserError(
             f'white is the number of the class that 255 stands for, {first} to {first + len(names) - 1}, or 255 where it is ignored; given {white}')
         self.semantic_names, self.first, self.white = names, first, IGNORED if white < 0 else white
         if white < 0 and self.first_numbers() == {0, IGNORED}: raise UserError(
             f'the first label maps, e.g. `{self.map_of(0)[1]}`, hold 0 and 255 alone, and 255 means ignored: '
             f'if it is a class, give {"first=0," * (first > 0)}white=1 behind the name of the data, if not, white=255')
-    def first_numbers(self):  # those of twenty maps; where they are no masks of 0 and 255, one is enough to see it
+    def first_numbers(self):  # numbers in the first twenty maps; stops at the first that is not a mask of 0 and 255
         found = set()
         for i in range(min(20, len(self))):
             try: found |= set(decode_map(self.map_of(i)[0]).unique().tolist())
@@ -140,12 +140,12 @@ class _Maps:  # of a source: `map_of(i)` gives the bytes of a label map, and its
 
 # %% ../../nbs/dense/80_maps.ipynb #a4731172
 class LabelMaps(_Maps, Source):
-    "Images with a label map each."
+    "Images with one label map each."
     def __init__(self,
-        pairs,   # list of paths of an image and its map
+        pairs,   # list of (image path, map path)
         names,   # list of str, of the classes
         first=0, # number of the first class in the files
-        white=-1, # number of the class that 255 stands for, or 255: it is ignored; -1: the same, but masks of 0 and 255 are refused
+        white=-1, # class number for the value 255, or 255: it is ignored; -1: ignored, but masks of only 0 and 255 are refused
     ):
         self.pairs = [p for p in pairs if p[1].is_file()]
         self.bad = [('pair', f'{image} has no label map `{path}`') for image, path in pairs if not path.is_file()]
@@ -159,13 +159,13 @@ class LabelMaps(_Maps, Source):
     def map_of(self, i): return read_bytes(self.pairs[i][1]), self.pairs[i][1]
 
 # %% ../../nbs/dense/80_maps.ipynb #2787ffdd
-def _below(folder, marker, *archives):  # the folder that holds `marker`, or what an archive made in it
+def _below(folder, marker, *archives):  # the folder that holds `marker`, or an archive's folder below it
     found = next((r for r in (_folder(folder), *(Path(folder)/a for a in archives)) if (r/marker).is_dir()), None)
     if found is None: raise UserError(f'`{folder}` has no folder `{marker}`')
     return found
 
-def read_set(text):  # of a list in ImageSets -> list of lists of words, one for each image; how many are left out by their flag
-    "The images that a list of VOC's kind names."
+def read_set(text):  # text of a list in ImageSets -> list of lists of words, one for each image; number of images excluded by their flag
+    "Parse the images of a list in VOC's format."
     rows = [line.split() for line in text.splitlines() if line.strip()]
     if not all(len(r) > 1 and r[-1] in ('-1', '0', '1') for r in rows): return rows, 0
     shown = [r[:-1] for r in rows if r[-1] != '-1']
@@ -179,30 +179,30 @@ def _voc_pair(words, photos, root, maps):  # of a line; dict: name -> file -> pa
 
 def ade20k(
     spec, # FOLDER,split=training,names=ade20k,first=1,white=255
-    **kwargs, # names of columns, which there are not
+    **kwargs, # names of columns, not used
 ):  # -> LabelMaps
-    "ADE20K, and other data in its layout."
+    "Open ADE20K, or other data in its layout."
     folder, _, given = spec.partition(',')
     o = dict(split='training', names='ade20k', first=1, white=-1) | parse_opts(given, dict(split='', names='', first=1, white=-1))
     root = _below(folder, 'annotations', 'ADEChallengeData2016')
     images, splits = root/'images'/o['split'], sorted(p.name for p in (root/'annotations').iterdir() if p.is_dir())
-    if o['split'] not in splits: raise UserError(f'`{root}` has no split `{o["split"]}`{nearest(o["split"], splits)} (it has {", ".join(splits)})')
+    if o['split'] not in splits: raise UserError(f'`{root}` has no split `{o["split"]}`{suggest(o["split"], splits)} (it has {", ".join(splits)})')
     maps = root/'annotations'/o['split']
     return LabelMaps([(p, maps/p.relative_to(images).with_suffix('.png')) for p in _images(images)], names_of(o['names'], root), o['first'], o['white'])
 
 def voc(
     spec, # FOLDER,split=train,names=voc,first=0,white=255,maps=SegmentationClass
-    **kwargs, # names of columns, which there are not
+    **kwargs, # names of columns, not used
 ):  # -> LabelMaps
-    "VOC, and other data in its layout."
+    "Open VOC, or other data in its layout."
     folder, _, given = spec.partition(',')
     o = dict(split='train', names='voc', first=0, white=-1, maps='SegmentationClass') | parse_opts(given, dict(split='', names='', first=0, white=-1, maps=''))
     root = _below(folder, 'JPEGImages', 'VOC2012', 'VOCdevkit/VOC2012')
     of = lambda *folders: {p.stem: p for f in folders for p in sorted((root/'ImageSets'/f).glob('*.txt'))}
     lists = of('Segmentation') or of('', 'Main')
-    if o['split'] not in lists: raise UserError(f'`{root}` has no list `{o["split"]}`{nearest(o["split"], lists)} (it has {", ".join(lists)})')
+    if o['split'] not in lists: raise UserError(f'`{root}` has no list `{o["split"]}`{suggest(o["split"], lists)} (it has {", ".join(lists)})')
     shown, lost = read_set(lists[o['split']].read_text(encoding='utf-8-sig', errors='replace'))
-    if lost: notice(f'`{lists[o["split"]]}` says of {lost} images that they do not show its class (-1): they are left out')
+    if lost: warn(f'`{lists[o["split"]]}` says of {lost} images that they do not show its class (-1): they are left out')
     photos = {p.stem: p for p in sorted(_images(root/'JPEGImages'), key=lambda p: p.suffix.lower() == '.jpg')}
     return LabelMaps([_voc_pair(words, photos, root, o['maps']) for words in shown], names_of(o['names'], root), o['first'], o['white'])
 
@@ -244,10 +244,10 @@ class MapShards(_Maps, Shards):
         return get['map'](), f'{name}: its map'
 
 def open_maps(
-    spec,    # SHARDS or TABLE, with options behind commas
+    spec,    # SHARDS or TABLE, with options after commas
     **kwargs, # names of columns
 ):  # -> MapShards or MapTable
-    "Shards or a table with label maps."
+    "Open shards or a table with label maps."
     place = re.split(r',(?=\w+=)', spec)[0]
     return (MapShards if place.endswith('.tar') or os.path.isdir(place) else MapTable)(spec, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Boxes and outlines from tar files, as `rils-data pack` writes them.
+"""Reader for boxes and outlines in tar files, as `rils-data pack` writes them.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/objects.html.md"""
 
@@ -33,13 +33,13 @@ class ObjectShards(Shards):
         self.object_names = _names(pattern, o.get('names') or re.sub(r'(-\d+)?\.tar$', '-object-classes.txt', self.paths[0]))
         self.label, self.outlined = {n: k for k, n in enumerate(self.object_names)}, self._has_outlines()
     def annotation(self, i):
-        name, h, w, rows = self._said(i)
+        name, h, w, rows = self._read_details(i)
         found = [read_object(a | dict(category_id=a.get('category')), self.label, (h, w)) for a in rows]
         wrong = Counter(note for _, notes in found for note in notes if is_damage(note) or note.endswith(': cut'))
         if wrong: raise BadSample('objects', f'{name} (' + ', '.join(f'{n} {what.rpartition(":")[0]}' for what, n in wrong.items()) + ')')
         return objects_as_tensors(name, h, w, [o for o, _ in found], self.outlined)
 
-def _names(pattern, path):  # file with a name to a line -> list of str
+def _names(pattern, path):  # file with one name per line -> list of str
     try: names = load_names(path)
     except UserError as e: raise UserError(f'which classes the objects of `{pattern}` have is not said: {e}, as objects:{pattern},names=FILE')
     twice = [n for n, many in Counter(names).items() if many > 1]
@@ -50,7 +50,7 @@ READERS['objects'] = (lambda s: False, ObjectShards)
 
 # %% ../../nbs/dense/89_objects.ipynb #8ed86d74
 @patch
-def _said(self:ObjectShards, i):  # -> name, height, width, list of dicts
+def _read_details(self:ObjectShards, i):  # -> name, height, width, list of dicts
     get, _, name = self._parts(i)
     if 'objects' not in get: raise BadSample('pair', f'{name} has no .objects.json beside it')
     try:
@@ -64,13 +64,13 @@ def _said(self:ObjectShards, i):  # -> name, height, width, list of dicts
 @patch
 def _has_outlines(self:ObjectShards):
     for i in range(min(len(self), 1000)):
-        try: rows = self._said(i)[-1]
+        try: rows = self._read_details(i)[-1]
         except BadSample: continue
         if any(a.get('segmentation') for a in rows): return True
     return False
 
 # %% ../../nbs/dense/89_objects.ipynb #54ece581
-def _details(paths):  # of shards -> dict: federated; counted: do all packs say how many images show a class? classes: name -> what is known
+def _details(paths):  # of shards -> dict: federated; counted: whether all packs have the images of each class; classes: name -> its data
     found, packs = dict(federated=False, counted=True, classes={}), {re.sub(r'(-\d+)?\.tar$', '-object-classes.json', p) for p in paths} - set(paths)
     for path in sorted(packs):
         try:
@@ -84,7 +84,7 @@ def _details(paths):  # of shards -> dict: federated; counted: do all packs say 
             raise UserError(f'`{path}` cannot be read as what `pack` writes ({type(e).__name__}: {e}): move it away, or pack anew')
     return found
 
-def _image_of(source, i): return json.loads(source._parts(i)[0]['objects']())['image'] if source._said(i) else {}  # `_said` complains of what is none
+def _image_of(source, i): return json.loads(source._parts(i)[0]['objects']())['image'] if source._read_details(i) else {}  # `_read_details` raises the errors
 
 def _is_searched(source, i):
     try: return SEARCHED[0].replace('category_ids', 'categories') in _image_of(source, i)
@@ -106,10 +106,10 @@ def object_images(self:ObjectShards):
 
 # %% ../../nbs/dense/89_objects.ipynb #9f1d2ad2
 @patch
-def object_labels(self:ObjectShards, i): return [self.label[a['category']] for a in self._said(i)[-1] if isinstance(a.get('category'), str) and a['category'] in self.label]
+def object_labels(self:ObjectShards, i): return [self.label[a['category']] for a in self._read_details(i)[-1] if isinstance(a.get('category'), str) and a['category'] in self.label]
 
 @patch
-def searched(self:ObjectShards, i):
+def searched_classes(self:ObjectShards, i):
     image = _image_of(self, i)
     named = {k: image.get(k.replace('category_ids', 'categories')) for k in SEARCHED}
     return {k: [self.label[n] for n in names if isinstance(n, str) and n in self.label] if isinstance(names, list) else [] for k, names in named.items()}
@@ -120,12 +120,12 @@ class PackedShards(MapShards, ObjectShards):
     def annotation(self, i): return ObjectShards.annotation(self, i) | MapShards.annotation(self, i)
 
 def open_packed(
-    spec,      # pattern of shards that `pack` wrote
+    spec,      # pattern of shards from `pack`
     **kwargs,  # names of columns
 ):  # -> ObjectShards, MapShards or both
-    "Shards with what the files of names beside them say."
+    "Open shards with objects, label maps or both, by the files of names beside them."
     has = {kind: os.path.isfile(re.sub(r'(-\d+)?\.tar$', f'-{kind}-classes.txt', shard_paths(spec)[0])) for kind in ('map', 'object')}
     reader = PackedShards if all(has.values()) else MapShards if has['map'] else ObjectShards
-    return reader(spec + ',white=255' * has['map'], **kwargs)  # in a pack, 255 is what is ignored
+    return reader(spec + ',white=255' * has['map'], **kwargs)  # in a pack, 255 is ignored
 
 READERS['packed'] = (lambda s: False, open_packed)

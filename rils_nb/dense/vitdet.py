@@ -1,4 +1,4 @@
-"""Attention in windows, a pyramid from the last block: what a pre-trained encoder needs to see large images and objects of all sizes.
+"""ViTDet's backbone: window attention, and a feature pyramid from the last block, for large images and objects of all sizes.
 
 Docs: https://rils-nb.github.io/rils_nb/dense/vitdet.html.md"""
 
@@ -20,7 +20,7 @@ from ..model import ImageEncoder
 
 # %% ../../nbs/dense/86_vitdet.ipynb #781100fd
 class GridBlock(Block):
-    "timm's block on a grid of patches: attention within windows, or over the whole grid."
+    "timm's block on a grid of patches: window attention, or global attention."
     window = 0  # side of a window in patches; 0: the whole grid
     def forward(self,
         x,              # (B,N,D)
@@ -31,8 +31,8 @@ class GridBlock(Block):
         x = x + self.drop_path1(self.ls1(self.attend(self.norm1(x).unflatten(1, grid), relative).flatten(1, 2)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
-    def attend(self, x, relative):  # (B,h,w,D) behind the norm -> (B,h,w,D)
-        "Attention, in windows where there are any."
+    def attend(self, x, relative):  # (B,h,w,D) after the norm -> (B,h,w,D)
+        "Attention, in windows where the block has a window size."
         grid = x.shape[1:3]
         if self.window: x, padded = window_partition(x, self.window)             # (B*windows,window,window,D)
         side, x = x.shape[1:3], x.flatten(1, 2)
@@ -41,11 +41,11 @@ class GridBlock(Block):
 
 # %% ../../nbs/dense/86_vitdet.ipynb #4e45dc5c
 def attend_in_windows(
-    trunk,   # timm's ViT, changed
-    window,  # side of a window in patches; 0: all blocks attend to everything
-    whole=4, # blocks that attend to everything, the last of each part; 0: none
+    trunk,   # timm's ViT, changed in place
+    window,  # side of a window in patches; 0: global attention in all blocks
+    whole=4, # number of blocks with global attention, the last of each part; 0: none
 ):
-    "Give blocks their windows; raises `UserError` for an encoder of other blocks."
+    "Set the window size of each block; raises `UserError` for an encoder with other blocks."
     if min(window, whole) < 0: raise UserError(f'window and whole are 0 or more, given window={window} and whole={whole}')
     every = max(1, len(trunk.blocks) // whole) if whole else len(trunk.blocks) + 1
     for i, block in enumerate(trunk.blocks):
@@ -54,15 +54,15 @@ def attend_in_windows(
 
 # %% ../../nbs/dense/86_vitdet.ipynb #27c4da2c
 class RelativePositions(nn.Module):
-    "What a block adds to its attention for how far apart two patches are, row by row and column by column."
+    "Decomposed relative position bias of a block's attention, by rows and by columns."
     def __init__(self,
         side,   # patches along a window, or along the grid
-        width,  # of a head
+        width,  # of an attention head
     ):
         super().__init__()
         self.h, self.w = (nn.Parameter(torch.zeros(2 * side - 1, width)) for _ in range(2))
 
-    def forward(self, attn, x, side):  # attention, (B,N,D) behind the norm, rows and columns -> (B,heads,N,N)
+    def forward(self, attn, x, side):  # attention, (B,N,D) after the norm, rows and columns -> (B,heads,N,N)
         d = attn.num_heads * attn.head_dim
         q = F.linear(x, attn.qkv.weight[:d], None if attn.qkv.bias is None else attn.qkv.bias[:d])
         q = q.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2).flatten(0, 1)                         # (B*heads,N,d)
@@ -72,25 +72,25 @@ def relative_positions(
     trunk, # timm's ViT, with windows
     side,  # patches along the grid
 ):  # -> ModuleList, one for each block
-    "Tables of zeros for all blocks."
+    "Relative positions for all blocks, initialised with zeros."
     return nn.ModuleList(RelativePositions(b.window or side, b.attn.head_dim) for b in trunk.blocks)
 
 # %% ../../nbs/dense/86_vitdet.ipynb #71a2cda6
 class GridEncoder(ImageEncoder):
-    "A ViT that was prepared for large images: its features are `grid_features`, which need what the detector has beside it."
-    apart = ''  # why it gives none by itself
+    "A ViT prepared for large images: its features are `grid_features`, which need the detector's relative positions."
+    apart = ''  # error message of `encode`
     def encode(self, patches, visible=None, local=False): raise UserError(self.apart)  # as for `ImageEncoder`
 
 # %% ../../nbs/dense/86_vitdet.ipynb #67a90d31
-FINER = 4, 2, 1, 0.5  # how much finer than the patches the maps of a detector are
+FINER = 4, 2, 1, 0.5  # resolution of a detector's maps relative to the patch grid
 
 @patch
 def onto_grids(self:ImageEncoder,
-    window,  # side of a window in patches; 0: all blocks attend to everything
-    whole,   # blocks that attend to everything
+    window,  # side of a window in patches; 0: global attention in all blocks
+    whole,   # number of blocks with global attention
     side,    # patches along the image, for relative positions; 0: without them
 ):  # -> ModuleList of RelativePositions, one for each block, or empty
-    "Prepare for large images: windows, positions that are trained, and neither a class token nor a final norm."
+    "Prepare for large images: windows, trained position embeddings, no class token and no final norm."
     attend_in_windows(self.trunk, window, whole)
     for p in (self.trunk.cls_token, *self.trunk.norm.parameters()): p.requires_grad_(False)
     self.trunk.pos_embed.requires_grad_(True)
@@ -103,7 +103,7 @@ def onto_grids(self:ImageEncoder,
 def grid_features(self:ImageEncoder,
     x,            # (B,3,H,W) normalised pixels
     relative=(),  # RelativePositions of each block, or nothing
-):  # -> for each of `FINER` (B,D,h,w), the features that its map is made of
+):  # -> for each of `FINER` the input features of its map, (B,D,h,w)
     "Features of all patches after the last block, without a class token and before the final norm: the same for all maps."
     grid = tuple(s // self.trunk.patch_embed.patch_size[0] for s in x.shape[-2:])
     x = self.trunk.norm_pre(self.embed(x))
@@ -111,24 +111,24 @@ def grid_features(self:ImageEncoder,
     return [x.transpose(1, 2).unflatten(2, grid)] * len(FINER)
 
 # %% ../../nbs/dense/86_vitdet.ipynb #e8e02b23
-def _norm(width): return LayerNorm2d(width, eps=1e-6)  # over the channels of each place
+def _norm(width): return LayerNorm2d(width, eps=1e-6)  # over the channels of each position
 
-def _resized(factor, width):  # -> layers that change the stride, and the width behind them
+def _stride_layers(factor, width):  # -> layers that change the stride, and the width after them
     if factor == 4:
         return [nn.ConvTranspose2d(width, width // 2, 2, 2), _norm(width // 2), nn.GELU(), nn.ConvTranspose2d(width // 2, width // 4, 2, 2)], width // 4
     if factor == 2: return [nn.ConvTranspose2d(width, width // 2, 2, 2)], width // 2
     return [nn.MaxPool2d(2)] if factor == 0.5 else [], width
 
 class Pyramid(nn.Module):
-    "Maps of several strides."
+    "The simple feature pyramid: maps of several strides."
     def __init__(self,
         width,   # D of the features
         out,     # channels of each map
-        factors, # some of `FINER`: how much finer each map is than the features, the finest first
+        factors, # some of `FINER`: resolution of each map relative to the features, the finest first
     ):
         super().__init__()
         self.of = [FINER.index(f) for f in factors]
-        levels = [(*_resized(f, width),) for f in factors]
+        levels = [(*_stride_layers(f, width),) for f in factors]
         self.levels = nn.ModuleList(nn.Sequential(*layers, nn.Conv2d(w, out, 1, bias=False), _norm(out), nn.Conv2d(out, out, 3, padding=1, bias=False), _norm(out))
                                     for layers, w in levels)
 

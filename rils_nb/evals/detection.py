@@ -1,4 +1,4 @@
-"""How many objects a model finds, and how well: COCO's average precision of boxes and masks.
+"""COCO's and LVIS's average precision of detected boxes and masks.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/detection.html.md"""
 
@@ -17,19 +17,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from ..rle import encode_masks
 from ..core import UserError, progress_bar
-from .classification import strangers, translate
+from .classification import unknown_classes, translate
 from ..features import subset
 from ..harness import NEEDS, task
-from ..loader import annotation_of, in_workers
-from ..processes import in_turns, own_turns
+from ..loader import annotation_of, worker_options
+from ..processes import map_sharded, own_parts
 from ..samples import BadSample
 
 # %% ../../nbs/evals/39_detection.ipynb #b4412401
 def as_coco(
     objects, # dict of boxes (k,4), labels (k,), perhaps masks (k,H,W) bool or RLEMasks, outlined (k,), crowd (k,), area (k,), scores (k,)
-    i,       # number of the image
+    i,       # index of the image
 ):  # -> list of dicts
-    "Objects of an image as COCO's annotations, or as its results."
+    "Convert the objects of an image to COCO's annotations, or to its results."
     boxes = objects['boxes'].double()
     sides = boxes[:, 2:] - boxes[:, :2]
     masks = None if 'masks' not in objects else encode_masks(objects['masks'])
@@ -46,14 +46,14 @@ FIGURES = dict(AP='ap', AP50='ap50', AP75='ap75', APs='ap_small', APm='ap_medium
 
 def average_precision(
     images, # list of dicts of id, height, width; in LVIS's data also of neg_category_ids, not_exhaustive_category_ids
-    truth,  # list of dicts, as `as_coco` gives them
+    truth,  # list of dicts, as returned by `as_coco`
     found,  # the same, with scores
     names,  # of the classes
     kind,   # bbox or segm
-    often=None, # dict: name of a class -> r, c or f, where the data are LVIS's and its rules count
-):  # -> dict: ap, ap50, ap75, those of sizes that occur, and of rare, common and frequent classes
+    often=None, # dict: name of a class -> r, c or f, for LVIS data and rules
+):  # -> dict: ap, ap50, ap75, those of sizes that occur, and those of rare, common and frequent classes
     "COCO's average precision, or LVIS's."
-    if kind == 'segm': found = [{k: v for k, v in f.items() if k != 'bbox'} for f in found]  # with a box beside, its area would say what is small
+    if kind == 'segm': found = [{k: v for k, v in f.items() if k != 'bbox'} for f in found]  # with a box, its area would decide what is small
     if kind == 'segm': truth = [t if t.get('outlined', True) else t | dict(iscrowd=1) for t in truth]
     numbered, categories = [t | dict(id=i + 1) for i, t in enumerate(truth)], [dict(id=i + 1, name=n) for i, n in enumerate(names)]
     for c in categories: c |= {'frequency': f for f in [(often or {}).get(c['name'])] if f in ('r', 'c', 'f')}
@@ -63,7 +63,7 @@ def average_precision(
     return {name: v for k, name in FIGURES.items() if (v := judge.get_results().get(k, -1)) >= 0}
 
 # %% ../../nbs/evals/39_detection.ipynb #4aa966e7
-class _Known(Dataset):  # (number, image, what is said of it and its objects, in COCO's words); None for a damaged one
+class _Known(Dataset):  # (index, image, its fields and its objects in COCO's format); None for a damaged one
     def __init__(self, model, source, index): self.model, self.source, self.index = SimpleNamespace(classes=getattr(model, 'classes', None)), source, index
     def __len__(self): return len(self.index)
     def __getitem__(self, k):
@@ -72,39 +72,39 @@ class _Known(Dataset):  # (number, image, what is said of it and its objects, in
             image = self.source.read(i)['image']
             known = annotation_of(self.source, i, image)
         except BadSample: return None
-        ours = lambda labels: translate(labels, self.model, _named(self.source))
-        searched = self.source.searched(i) if getattr(self.source, 'federated', False) else {}
+        ours = lambda labels: translate(labels, self.model, _as_class_source(self.source))
+        searched = self.source.searched_classes(i) if getattr(self.source, 'federated', False) else {}
         said = dict(id=i + 1, height=image.shape[1], width=image.shape[2]) | {k: (ours(torch.tensor(v).long()) + 1).tolist() for k, v in searched.items()}
         return i, image, said, as_coco(known | dict(labels=ours(known['labels'])), i)
 
-def _named(source): return SimpleNamespace(classes=source.object_names)  # its objects, not its images
+def _as_class_source(source): return SimpleNamespace(classes=source.object_names)  # its objects, not its images
 
-def _whole(rows): return [r for r in rows if r is not None]
+def _drop_none(rows): return [r for r in rows if r is not None]
 
 # %% ../../nbs/evals/39_detection.ipynb #18ee6cfa
 NEEDS['detector'] = (lambda model, source: getattr(model, 'detect', None) is not None,
                      '`{model}` finds no objects, which {task} needs: train a detector with rils-train detect --init RUN --data coco:FILE.json,images=FOLDER')
 NEEDS['boxes'] = (lambda model, source: bool(getattr(source, 'object_names', None)),
                   'the data tells nothing about boxes, which {task} needs: give --data coco:FILE.json,images=FOLDER, or scenes')
-NEEDS['same objects'] = (lambda model, source: not strangers(model, _named(source)),
+NEEDS['same objects'] = (lambda model, source: not unknown_classes(model, _as_class_source(source)),
                          'the data has kinds of objects that `{model}` was not trained on, and {task} compares names: give data with its classes')
 
 @task('detection', 'detector', 'boxes', 'same objects')
 def detection(
     model,   # with `detect`
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # any reader of boxes
 ):  # -> dict
-    "Average precision of boxes, and of masks where the model draws them and the data have them."
+    "Average precision of boxes, and of masks if both model and data have them."
     index, size = subset(len(source), config.eval_samples), min(config.batch, 16)
     parts = [range(len(index))[a:a + size] for a in range(0, len(index), size)]
-    read = iter(DataLoader(_Known(model, source, index), batch_sampler=own_turns(parts), collate_fn=_whole,
-                           generator=torch.Generator(), **in_workers(config.workers)))               # else it draws from the global one
-    def judged(_):  # -> list of (image, true objects, found ones)
+    read = iter(DataLoader(_Known(model, source, index), batch_sampler=own_parts(parts), collate_fn=_drop_none,
+                           generator=torch.Generator(), **worker_options(config.workers)))               # else it uses the global generator
+    def judged(_):  # -> list of (image, true objects, detected ones)
         rows = next(read)
         found = model.detect([image for _, image, *_ in rows]) if rows else []
         return [(said, known, as_coco(f, i)) for (i, _, said, known), f in zip(rows, found)]
-    rows = [r for part in progress_bar(in_turns(parts, judged), total=len(parts), desc='detection', delay=3, leave=False) for r in part]
+    rows = [r for part in progress_bar(map_sharded(parts, judged), total=len(parts), desc='detection', delay=3, leave=False) for r in part]
     images, truth, found = (list(column) for column in zip(*rows)) if rows else ([], [], [])
     truth, found = ([o for objects in column for o in objects] for column in (truth, found))
     if not truth: raise UserError(f'none of the {len(index)} images of the evaluation shows an object')

@@ -1,4 +1,4 @@
-"""How far the decoder of RILS gets between saying nothing and saying what the encoder itself would say.
+"""KL divergence of the decoder's predictions in RILS, between a uniform prediction and the encoder's own feature.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/reconstruction.html.md"""
 
@@ -14,19 +14,19 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from ..features import device_of, evaluating
+from ..features import device_of, eval_mode
 from ..harness import NEEDS, task
 from ..loader import loader
 from ..losses import language_kl
 from ..masking import Mask
-from ..processes import in_turns
+from ..processes import map_sharded
 
 # %% ../../nbs/evals/24_reconstruction.ipynb #3766b9f3
 def divergences(
     model, # RILS
     batch, # dict: image, tokens, ids, keys, on the model's device
 ):  # -> Counter: sums over the hidden patches of matched images, and `n`, how many these are
-    "KL(p || q) of four predictions, in nats, and how often two of them name the target's text."
+    "KL(p || q) of four predictions, in nats, and how often two of them agree with the target's most likely text."
     image = batch['image']
     z_i, z_t, f, visible, hidden = model.towers(image, batch['tokens'], batch['keys'])                     # (B,E), (B,E), (B,K,D)
     best = (F.normalize(z_i, dim=-1) @ F.normalize(z_t, dim=-1).T).argmax(1)
@@ -47,20 +47,20 @@ NEEDS['language'] = (lambda model, source: hasattr(model, 'reconstruct'), '`{mod
 @task('reconstruction', 'language', 'captions')
 def reconstruction(
     model,   # RILS
-    config,  # Config: eval_samples bounds the work
+    config,  # Config: eval_samples is used
     source,  # any reader with captions
     *,
-    texts=256,  # of a batch
+    texts=256,  # number of texts in a batch
 ):  # -> dict
-    "How well hidden patches are described in words."
+    "Divergence and agreement of predictions of masked patches in language space."
     n = min(1024, config.eval_samples or 1024, len(source))
     texts, sums = min(texts, n), Counter()
     shown = replace(config, batch=texts, crop=1., flip=False, workers=0)                                    # whole images
     def look(step):
         batch = next(iter(loader(shown, source, ('image', 'tokens'), start=step, steps=step + 1)))
         return divergences(model, {k: v.to(device_of(model)) for k, v in batch.items() if torch.is_tensor(v)})
-    with evaluating(model):
-        for found in in_turns(range(max(1, n // texts)), look): sums.update(found)
+    with eval_mode(model):
+        for found in map_sharded(range(max(1, n // texts)), look): sums.update(found)
     if not sums['n']: return dict(n=0)
     out = {k: v / sums['n'] for k, v in sums.items() if k != 'n'}
     way = {f'{k}_way': (out['uniform_nats'] - out[f'{k}_nats']) / (out['uniform_nats'] - out['floor_nats']) for k in ('decoder', 'copy')}

@@ -11,11 +11,11 @@ __all__ = ['recall', 'group', 'retrieval']
 import torch
 import torch.nn.functional as F
 from ..core import UserError
-from ..features import features, finite, text_features
-from ..harness import hit, task
+from ..features import features, require_finite, text_features
+from ..harness import expected_recall_at_k, task
 
 # %% ../../nbs/evals/21_retrieval.ipynb #138e3fdd
-def _ranks(s, right):  # (q,T) scores, q lists of right candidates -> (q,) above the best right one, (q,) with its score, (q,) right ones of these
+def _ranks(s, right):  # (q,T) scores, q lists of correct candidates -> (q,) above the best correct one, (q,) with its score, (q,) correct ones of these
     rows = torch.tensor([j for j, p in enumerate(right) for _ in p])
     ok = torch.zeros_like(s, dtype=torch.bool)
     ok[rows, torch.tensor([t for p in right for t in p])] = True
@@ -27,25 +27,25 @@ def _ranks(s, right):  # (q,T) scores, q lists of right candidates -> (q,) above
 def recall(
     queries,  # (Q,E) normalised
     gallery,  # (T,E) normalised
-    right,    # list of Q lists: the right candidates of each query
+    right,    # list of Q lists: the correct candidates of each query
     ks=(1, 5, 10),  # of recall@k
-    chunk=2**26,  # scores held at a time
+    chunk=2**26,  # scores in memory at a time
 ):  # -> dict k -> (Q,) and dict k -> (Q,): recall and chance of each query
     "Recall@k of each query."
-    finite(queries, 'queries'), finite(gallery, 'candidates')
+    require_finite(queries, 'queries'), require_finite(gallery, 'candidates')
     found, n, step = {k: [] for k in ks}, len(gallery), max(1, chunk // len(gallery))
     for i in range(0, len(queries), step):
         above, tied, good = _ranks(queries[i:i + step] @ gallery.T, right[i:i + step])  # (q,T) -> (q,)
-        for k in ks: found[k].append(hit(above, tied, good, k))
+        for k in ks: found[k].append(expected_recall_at_k(above, tied, good, k))
     zero, r = torch.zeros(len(queries)), torch.tensor([len(p) for p in right])
-    return {k: torch.cat(v) for k, v in found.items()}, {k: hit(zero, zero + n, r, k) for k in ks}
+    return {k: torch.cat(v) for k, v in found.items()}, {k: expected_recall_at_k(zero, zero + n, r, k) for k in ks}
 
 # %% ../../nbs/evals/21_retrieval.ipynb #2395d48b
 def group(
     captions,      # list of lists of str
     grouped=True,  # equal ones are one text; case and spaces do not matter
-):  # -> texts as they stand, for each image the numbers of its texts
-    "The texts among which an image's own are to be found."
+):  # -> texts as written, for each image the indices of its texts
+    "The candidate texts, and which of them belong to each image."
     texts, numbers = [], {}
     def number(caption):
         folded = ' '.join(caption.lower().split()) if grouped else len(texts)
@@ -57,7 +57,7 @@ def group(
     return texts, own
 
 # %% ../../nbs/evals/21_retrieval.ipynb #700371e4
-def _carriers(own, n):  # for each image the numbers of its texts, how many texts there are -> for each text the images that carry it
+def _carriers(own, n):  # for each image the indices of its texts, the number of texts -> for each text the images that have it
     carriers = [[] for _ in range(n)]
     for i, ts in enumerate(own):
         for t in set(ts): carriers[t].append(i)
@@ -67,11 +67,11 @@ def _carriers(own, n):  # for each image the numbers of its texts, how many text
 @task('retrieval', 'text', 'captions')
 def retrieval(
     model,   # with a text tower
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # any reader of images with captions
     *,
-    grouped=True,  # equal captions are one text; false: each is its own and right for one image, as in CLIP_benchmark
-    captions=0,    # at most so many captions of an image, the first ones; 0 = all
+    grouped=True,  # equal captions are one text; false: each caption is a separate text, correct for one image, as in CLIP_benchmark
+    captions=0,    # maximum number of captions of an image, the first ones; 0 = all
 ):  # -> dict: i2t_r1, t2i_r1, ... with their chance, n images, n_texts texts
     "Recall@1, 5 and 10, image to text and text to image."
     if captions < 0: raise UserError(f'captions must be 0 (all) or more, given {captions}')

@@ -1,4 +1,4 @@
-"""What exactly was learned: colour, shape, size, texture, background, relation; on pairs never seen, and on drawing styles never seen.
+"""Zero-shot accuracy for colour, shape, size, texture, background and relation, also on held-out pairs and out-of-distribution renderings.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/scenes.html.md"""
 
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ..features import features, patch_features, text_features
-from ..harness import task, won
-from ..processes import in_turns
+from ..harness import task, expected_accuracy
+from ..processes import map_sharded
 from .zeroshot import classifier
 from ..scenes import BACKGROUNDS, COLOURS, PAIRS, RELATIONS, SHAPES, SIZES, TEXTURES, Scenes
 
@@ -35,23 +35,23 @@ def pair_figures(
     w,      # (64,E) from `pair_classifier`
     labels, # (n,) 8*shape + colour
 ):  # -> dict
-    "Colour, shape and pair of the winner among 64."
+    "Accuracy of colour, shape and pair, classified among 64 pairs."
     scores = (F.normalize(z, dim=-1) @ w.T).view(-1, 8, 8)                    # (n,shape,colour)
     each, pair, eight = torch.arange(len(z)), torch.arange(64), torch.arange(8)
     label, shape, colour = labels[:, None], labels[:, None] // 8, labels[:, None] % 8
-    by_colour, by_shape = scores[each, shape[:, 0]], scores[each, :, colour[:, 0]]          # (n,8) each, the other being told
-    hits = dict(colour=won(scores.flatten(1), pair % 8 == colour), shape=won(scores.flatten(1), pair // 8 == shape), pair=won(scores.flatten(1), pair == label),
-                colour_given_shape=won(by_colour, eight == colour), shape_given_colour=won(by_shape, eight == shape),
-                colour_alone=won(_average(z, w.view(8, 8, -1).mean(0)), eight == colour), shape_alone=won(_average(z, w.view(8, 8, -1).mean(1)), eight == shape))
+    by_colour, by_shape = scores[each, shape[:, 0]], scores[each, :, colour[:, 0]]          # (n,8) each, given the other
+    hits = dict(colour=expected_accuracy(scores.flatten(1), pair % 8 == colour), shape=expected_accuracy(scores.flatten(1), pair // 8 == shape), pair=expected_accuracy(scores.flatten(1), pair == label),
+                colour_given_shape=expected_accuracy(by_colour, eight == colour), shape_given_colour=expected_accuracy(by_shape, eight == shape),
+                colour_alone=expected_accuracy(_average(z, w.view(8, 8, -1).mean(0)), eight == colour), shape_alone=expected_accuracy(_average(z, w.view(8, 8, -1).mean(1)), eight == shape))
     return {k: v.mean().item() for k, v in hits.items()}
 
 def _average(z, w): return z @ F.normalize(w, dim=-1).T  # scores against averaged prompts
 
 # %% ../../nbs/evals/23_scenes.ipynb #659a75cf
-def _choice(model, z, prompts, truth, n):  # (m,E), m lists of n texts, (m,) -> mean per class of the right choices
+def _choice(model, z, prompts, truth, n):  # (m,E), m lists of n texts, (m,) -> mean per-class accuracy
     texts = list(dict.fromkeys(t for p in prompts for t in p))
     w = dict(zip(texts, F.normalize(text_features(model, texts), dim=-1)))
-    hits = won(torch.stack([torch.stack([w[t] for t in p]) @ x for p, x in zip(prompts, z)]), torch.arange(n) == truth[:, None])
+    hits = expected_accuracy(torch.stack([torch.stack([w[t] for t in p]) @ x for p, x in zip(prompts, z)]), torch.arange(n) == truth[:, None])
     return torch.stack([hits[truth == k].mean() for k in truth.unique()]).mean().item()
 
 QUESTIONS = dict(  # attribute -> its values, and the prompt for a value of it
@@ -77,7 +77,7 @@ def relation_figure(
     z,      # (n,E) image embeddings
     t,      # table of n scenes with two objects
 ):  # -> dict
-    "Which of four relations the first object has to the second, given both."
+    "Accuracy of the relation of the first object to the second, one of four, given both objects."
     nouns = [[_noun(_colours[c], _shapes[s]) for c, s in zip(*row)] for row in zip(t['colour'], t['shape'])]
     asked = [[f'{a} {r} {b}' for r in RELATIONS] for a, b in nouns]
     return dict(relation=_choice(model, z, asked, torch.from_numpy(t['relation']), 4), relation_chance=1/4)
@@ -87,19 +87,19 @@ def patch_figure(
     model,      # with a text tower
     source,     # Scenes
     index,      # (n,) samples with two objects
-    limit=300,  # at most so many are looked at
+    limit=300,  # maximum number of samples used
 ):  # -> dict, empty for a model without patch features
-    "Which colour patches name, over the pixels of two objects of different colours."
+    "Accuracy of the colour of patches, over the pixels of two objects of different colours."
     index = [i for i in index if len(set(source.table['colour'][i])) == 2][:limit]
     if getattr(model, 'encode_tokens', None) is None or not index: return {}
     w, truth, out = pair_classifier(model).view(8, 8, -1).mean(0), torch.stack([_colour_map(source, i) for i in index]), {}
     ways = dict(patch_colour=None, patch_colour_plain=False) if getattr(model, 'last_attention', None) is not None else dict(patch_colour_plain=False)
     for name, local in ways.items():
         look = lambda part: _average(patch_features(model, [source.image(i) for i in part], local), w)
-        right = torch.cat(list(in_turns(np.array_split(index, -(-len(index) // 100)), look)))               # (n,N,8) scores of the colours
+        right = torch.cat(list(map_sharded(np.array_split(index, -(-len(index) // 100)), look)))               # (n,N,8) scores of the colours
         side, big = round(right.shape[1]**0.5), source.size
         right = F.interpolate(right.unflatten(1, (side, side)).permute(0, 3, 1, 2), (big, big), mode='nearest').permute(0, 2, 3, 1)[truth >= 0]
-        out |= {name: won(right, torch.arange(8) == truth[truth >= 0][:, None]).mean().item(), f'{name}_chance': 1/8}
+        out |= {name: expected_accuracy(right, torch.arange(8) == truth[truth >= 0][:, None]).mean().item(), f'{name}_chance': 1/8}
     return out
 
 def _colour_map(source, i):  # (S,S) int64: the colour of the object at each pixel, -1 for the background
@@ -114,12 +114,12 @@ CHANCE = dict(colour=1/8, shape=1/8, pair=1/64, colour_given_shape=1/8, shape_gi
 @task('scenes', 'text', 'scenes')
 def scenes(
     model,   # with a text tower
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # Scenes
     *,
-    unseen=500,  # scenes of each unseen style and of the unseen pairs; 0 = these are left out
+    unseen=500,  # number of scenes of each out-of-distribution rendering and of the held-out pairs; 0 = skip these
 ):  # -> dict
-    "Zero-shot questions about the embedded scenes."
+    "Zero-shot classification of the attributes of the embedded scenes."
     look = lambda s, n: features(model, s, n, config.batch, config.workers)
     f, w, out = look(source, config.eval_samples), pair_classifier(model), {}
     t, two = {k: v[f['index']] for k, v in source.table.items()}, torch.from_numpy(source.table['two'][f['index']])
@@ -134,6 +134,6 @@ def scenes(
         for k in figures: out |= {f'{name}_{k}': r[k], f'{name}_{k}_chance': CHANCE[k]}
     return out | dict(n=int(one.sum()), n_two=int(two.sum()))
 
-def _unseen():  # prefix of the figure -> the figures, arguments of Scenes
+def _unseen():  # prefix of the metric -> the metrics, arguments of Scenes
     return dict(heldout=(('colour', 'shape', 'pair'), dict(split='heldout'))) | {
         f'ood_{s}': (figures, dict(split='val', style=s)) for s, figures in UNSEEN.items()}

@@ -1,4 +1,4 @@
-"""The tables of the paper for any model, from one folder of data sets.
+"""Zero-shot evaluation of any model on a suite of data sets, with the results of the paper's tables beside it.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/suite.html.md"""
 
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from torchvision.transforms import Compose, InterpolationMode, v2
-from ..core import Registry, UserError, nearest
+from ..core import Registry, UserError, suggest
 from ..datasets import BENCHMARKS, METRICS
 from .zeroshot import zeroshot
-from ..features import features, sharing
-from ..harness import NEEDS, bounds, launched, on_device, record, where
+from ..features import features, share_features
+from ..harness import NEEDS, eval_config, join_launch, use_device, record, locate_results
 from ..processes import world
 from ..libraries import LibraryView, load_model, name_of, view_of
 from ..sources import Source, Wrapper
@@ -67,9 +67,9 @@ del PAPER['average']
 @dataclass(frozen=True)
 class Suite:
     "Data sets that are reported together."
-    names: tuple     # of the data sets
-    averaged: tuple  # those that the average is over
-    printed: dict    # model -> average as the paper prints it
+    parse_class_names: tuple     # of the data sets
+    averaged: tuple  # data sets in the average
+    printed: dict    # model -> average as printed in the paper
 
 SUITES = Registry('suite')
 
@@ -87,14 +87,14 @@ def suite_of(spec):  # 'zeroshot21', 'food101,pets' -> Suite
     parts, chosen = [p.strip() for p in spec.split(',') if p.strip()], []
     for p in parts:
         if p not in SUITES and p not in BENCHMARKS:
-            raise UserError(f'unknown suite `{p}`{nearest(p, [*SUITES, *BENCHMARKS])} (valid: {", ".join(SUITES)}, or data sets: {", ".join(BENCHMARKS)})')
+            raise UserError(f'unknown suite `{p}`{suggest(p, [*SUITES, *BENCHMARKS])} (valid: {", ".join(SUITES)}, or data sets: {", ".join(BENCHMARKS)})')
         chosen += SUITES[p].names if p in SUITES else [p]
     if not chosen: raise UserError(f'--suite names no suite (valid: {", ".join(SUITES)}, or data sets as food101,pets)')
     return Suite(tuple(dict.fromkeys(chosen)), tuple(dict.fromkeys(chosen)), {})
 
 # %% ../../nbs/evals/26_suite.ipynb #0b23a605
 class Prepared(Wrapper):
-    "A source whose images are prepared as SLIP prepares them."
+    "A source whose images are prepared as in SLIP."
     def __init__(self,
         source,  # of labelled images
         size,    # side in pixels
@@ -102,9 +102,9 @@ class Prepared(Wrapper):
         super().__init__(source)
         self.templates = source.templates
         self.view = LibraryView(Compose([v2.Resize(size, InterpolationMode.BILINEAR), v2.CenterCrop(size)]))
-    semantic_names = object_names = None  # where pixels and objects were, the picture is another one now
+    semantic_names = object_names = None  # label maps and boxes do not match the cropped image
     def annotation(self, i): return {}
-    raw = Source.raw  # they are no files
+    raw = Source.raw  # the prepared images are not files
     def read(self, i):
         sample = self.source.read(i)
         return sample | dict(image=self.view(sample['image']))
@@ -114,9 +114,9 @@ def results(
     model,   # with a text tower
     names,   # of data sets that are on the disk
     root,    # folder of the data sets
-    config,  # Config: eval_samples, batch and workers bound the work
-):  # -> iterator of (name, dict of figures, dict: the protocol), each when it is done
-    "Zero-shot figures of one data set after another; raises `UserError` before the first where something does not fit."
+    config,  # Config: eval_samples, batch and workers are used
+):  # -> iterator of (name, dict of metrics, dict: the protocol), each when it is done
+    "Zero-shot metrics of one data set after another; raises `UserError` before the first if model or data are unsuitable."
     if not NEEDS['text'][0](model, None): raise UserError(NEEDS['text'][1].format(model=name_of(model), task='a zero-shot suite'))
     size = model.image_size
     plain = torch.arange(3 * size * size).view(3, size, size).remainder(251).byte()
@@ -126,8 +126,8 @@ def results(
     for name, source in opened.items(): yield name, *_result(model, source, BENCHMARKS[name], config)
 
 # %% ../../nbs/evals/26_suite.ipynb #672647c7
-def _result(model, source, benchmark, config):  # -> figures, protocol
-    with sharing():  # the second of the two takes the features of the first
+def _result(model, source, benchmark, config):  # -> metrics, protocol
+    with share_features():  # `zeroshot` reuses the features
         bad = features(model, source, config.eval_samples, config.batch, config.workers)['bad']
         asked = min(config.eval_samples or len(source), len(source))
         if bad > 0.01 * asked:
@@ -148,7 +148,7 @@ def header():
 
 def row(
     name,     # of a data set
-    figures,  # dict, as `results` gives it
+    figures,  # dict of metrics from `results`
 ):  # -> str
     "A data set's line of the table."
     b, n = BENCHMARKS[name], figures['n']
@@ -159,9 +159,9 @@ def row(
 # %% ../../nbs/evals/26_suite.ipynb #00a4ab17
 def footer(
     suite,  # Suite
-    done,   # dict: data set -> figures
+    done,   # dict: data set -> metrics
 ):  # -> str
-    "The line of averages, and what is to be said about the paper's."
+    "The line of averages, and a note on wrong averages in the paper."
     over = [n for n in suite.averaged if n in done]
     mean = lambda values: sum(values) / len(values) if values and None not in values else None
     ours = mean([100 * done[n][BENCHMARKS[n].metric] for n in over])
@@ -175,18 +175,18 @@ def footer(
 def missing(
     names,  # of data sets
     root,   # folder of the data sets
-):  # -> str, empty where all are there
-    "What is not on the disk: where it is expected, how large it is, and where it comes from."
+):  # -> str, empty if none is missing
+    "List the missing data sets: expected folder, size and origin."
     size = lambda b: f'~{b.bytes / 1e9:.1f} GB' if b.bytes >= 1e9 else f'~{b.bytes / 1e6:.0f} MB'  # some are estimates
     lines = [f'  {n:16}{size(BENCHMARKS[n]):>9}  {Path(root)/BENCHMARKS[n].folder}  from {BENCHMARKS[n].origin}' for n in names]
     return '\n'.join([f'not on the disk ({len(names)}):', *lines]) if names else ''
 
 # %% ../../nbs/evals/26_suite.ipynb #d59927f8
 def suite_command(
-    a,    # dict: model, suite, root, and perhaps n, batch, workers, out, device
-    own,  # dict of the tasks' options: there must be none
-):  # -> dict: data set -> figures
-    "What `rils-eval --suite` does: evaluate a model on each data set that is there, print the table and append the lines."
+    a,    # dict: model, suite, root, and optionally n, batch, workers, out, device
+    own,  # dict of the tasks' options: must be empty
+):  # -> dict: data set -> metrics
+    "Run `rils-eval --suite`: evaluate a model on each data set on the disk, print the table and append the lines."
     suite, root = suite_of(a['suite']), a.get('root', '')
     if clash := [k for k in (*a, *own) if k not in ('model', 'suite', 'root', 'n', 'batch', 'workers', 'out', 'device')]:
         raise UserError(f'--suite brings its own data and protocol: leave out --{clash[0]}')
@@ -195,9 +195,9 @@ def suite_command(
     if not there:
         raise UserError(f'no data set of `{a["suite"]}` is in `{root}`: {suite.names[0]}, for example, is looked for as '
                         f'`{Path(root)/BENCHMARKS[suite.names[0]].folder}`, and comes from {BENCHMARKS[suite.names[0]].origin}')
-    with launched(a.get('device', '')) as device:
-        model = on_device(load_model(a['model']), device)
-        config, (step, path), done = replace(bounds(model, a), eval_samples=a.get('n', 0)), where(a['model']), {}
+    with join_launch(a.get('device', '')) as device:
+        model = use_device(load_model(a['model']), device)
+        config, (step, path), done = replace(eval_config(model, a), eval_samples=a.get('n', 0)), locate_results(a['model']), {}
         for name, figures, protocol in results(model, there, root, config):
             if not done: print(header())
             print(row(name, figures), flush=True)

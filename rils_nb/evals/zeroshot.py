@@ -1,4 +1,4 @@
-"""Name the classes in words and classify: what contrastive pre-training is best known for.
+"""Classify images by the similarity of their embedding to text embeddings of the class names.
 
 Docs: https://rils-nb.github.io/rils_nb/evals/zeroshot.html.md"""
 
@@ -11,8 +11,8 @@ __all__ = ['TEMPLATES', 'classifier', 'read_names', 'accuracy', 'zeroshot']
 import torch
 import torch.nn.functional as F
 from ..core import UserError
-from ..features import features, finite, text_features
-from ..harness import hit, task
+from ..features import features, require_finite, text_features
+from ..harness import expected_recall_at_k, task
 from ..labels import load_names, prompt_names, read_templates
 
 # %% ../../nbs/evals/20_zeroshot.ipynb #8ad97ae2
@@ -32,7 +32,7 @@ def classifier(
 def read_names(
     path,   # text file
     n,      # number of classes; 0: it is not known
-    none='', # words about folders of the data that are no classes
+    none='', # text for the error message about folders of the data that are not classes
 ):  # -> list of str
     "Class names of a file, one to a line, in the order of the labels."
     names = load_names(path)
@@ -45,8 +45,8 @@ def accuracy(
     labels,  # (n,)
 ):  # -> dict
     "Top-1, top-5, and top-1 averaged over the classes that occur."
-    c, own = scores.shape[1], finite(scores, 'rows of scores').gather(1, labels[:, None])
-    top = lambda k: hit((scores > own).sum(1), (scores == own).sum(1), torch.ones(len(labels)), k)
+    c, own = scores.shape[1], require_finite(scores, 'rows of scores').gather(1, labels[:, None])
+    top = lambda k: expected_recall_at_k((scores > own).sum(1), (scores == own).sum(1), torch.ones(len(labels)), k)
     top1 = top(1)
     per_class = [top1[labels == k].mean() for k in labels.unique()]
     out = dict(top1=top1.mean().item(), top1_chance=1 / c, mean_per_class=torch.stack(per_class).mean().item(), mean_per_class_chance=1 / c)
@@ -57,14 +57,14 @@ def _names(source):
     if names := list(getattr(source, 'classes', None) or []): return names
     raise UserError('the data has labels but no class names: give --class_names FILE, one name to a line')
 
-def _no_classes(source):  # in words
+def _no_classes(source):  # -> str for the error message about empty folders
     empty = getattr(source, 'empty_folders', ())
     return f' ({len(empty)} folders without an image are none, e.g. `{empty[0]}`)' if empty else ''
 
 @task('zeroshot', 'text', 'labels')
 def zeroshot(
     model,   # with a text tower
-    config,  # Config: eval_samples, batch and workers bound the work
+    config,  # Config: eval_samples, batch and workers are used
     source,  # any reader of labelled images
     *,
     class_names='',  # text file with class names, one to a line; empty = those of the data

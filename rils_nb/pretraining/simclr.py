@@ -1,4 +1,4 @@
-"""Two views of a picture find each other among the views of all other pictures; and the same beside captions.
+"""Contrastive learning of two augmented views of an image (SimCLR), and the same combined with CLIP (SLIP).
 
 Docs: https://rils-nb.github.io/rils_nb/pretraining/simclr.html.md"""
 
@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import UserError
-from ..loader import augmented
-from ..losses import exact
+from ..loader import augment
+from ..losses import in_float32
 from ..methods import METHODS, Method
-from ..processes import gather, summed, world
+from ..processes import gather, all_reduce_with_grad, world
 from ..rils import CLIP
 
 # %% ../../nbs/pretraining/60_simclr.ipynb #0bcd2828
 class BatchNorm(nn.Module):
-    "Batch normalisation with the statistics of all processes' batch, in training and afterwards."
+    "Batch normalisation with the statistics of the global batch, in training and evaluation."
     def __init__(self, width, eps=1e-5):
         super().__init__()
         self.weight, self.bias, self.eps = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width)), eps
@@ -30,33 +30,33 @@ class BatchNorm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             n = len(x) * world()[1]
-            x = x - summed(x.sum(0)) / n
-            var = summed(x.square().sum(0)) / n
+            x = x - all_reduce_with_grad(x.sum(0)) / n
+            var = all_reduce_with_grad(x.square().sum(0)) / n
             return x * (var + self.eps).rsqrt() * self.weight + self.bias
 
 def projector(
     dim_in,  # D
     hidden,  # width of the inner layers
-    dim_out, # width of what is compared
-    layers=3,  # linear ones
-    bias=True, # whether they have one
+    dim_out, # width of the output
+    layers=3,  # number of linear layers
+    bias=True, # linear layers have a bias
 ):  # -> module
-    "SLIP's projection: linear layers with batch normalisation between them."
+    "SLIP's projection head: linear layers with batch normalisation between them."
     inner = [m for d in [dim_in, *[hidden] * (layers - 2)] for m in (nn.Linear(d, hidden, bias), BatchNorm(hidden), nn.ReLU())]
     return nn.Sequential(*inner, nn.Linear(hidden, dim_out, bias))
 
 # %% ../../nbs/pretraining/60_simclr.ipynb #f21e61c8
-@exact
+@in_float32
 def nt_xent(
     a,   # (B,E) projections of the first views, normalised or not
     b,   # (B,E) of the second views
     tau=0.1,  # temperature
 ):  # -> scalar
-    "SimCLR's loss of two views over the batch of all processes."
+    "SimCLR's loss of two views over the global batch."
     a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
     all_a, all_b = gather(torch.stack([a, b], 1)).unbind(1)              # (G,E) each
     own = torch.arange(len(a), device=a.device) + world()[0] * len(a)
-    def one(x, others, same):                                            # rows of one view: its partner is among `others`
+    def one(x, others, same):                                            # rows of one view: its positive is among `others`
         logits = torch.cat([x @ others.T, (x @ same.T).scatter(1, own[:, None], -torch.inf)], 1) / tau   # (B,2G)
         return F.cross_entropy(logits, own)
     return (one(a, all_b, all_a) + one(b, all_a, all_b)) / 2
@@ -65,28 +65,28 @@ def nt_xent(
 class TwoViews:
     "SimCLR's loss on two augmented views, for methods of any kind."
     def __init__(self, config, *,
-        head_hidden=4096,  # width of the head that is compared
-        head_dim=256,      # width of what it gives
-        tau=0.1,           # temperature of the comparison
-        smallest=0.08,     # smallest share of the picture that a view shows
-        jittered=0.8,      # how often a view's colours are changed
-        grey=0.2,          # how often they are taken away
-        blurred=0.5,       # how often a view is blurred
+        head_hidden=4096,  # hidden width of the projection head
+        head_dim=256,      # width of its output
+        tau=0.1,           # temperature of the loss
+        smallest=0.08,     # smallest share of the image in a view
+        jittered=0.8,      # probability of colour jitter
+        grey=0.2,          # probability of greyscale
+        blurred=0.5,       # probability of blur
         **more,
     ):
         super().__init__(config, **more)
         if tau <= 0: raise UserError(f'tau must be above 0, given {tau}')
         strong = dict(area=(smallest, 1.), jittered=jittered, grey=grey, blurred=blurred)
-        self.views = dict.fromkeys(self.views) | {name: partial(augmented, name=name, **strong) for name in ('first', 'second')}
+        self.views = dict.fromkeys(self.views) | {name: partial(augment, name=name, **strong) for name in ('first', 'second')}
         self.strong, self.projector, self.tau = strong, projector(self.visual.width, head_hidden, head_dim), tau
 
-    def features_of(self, first, second, *visible):  # (B,3,H,W) each, and (B,V) each where not all patches are seen -> (B,D) each
+    def features_of(self, first, second, *visible):  # (B,3,H,W) each, and (B,V) each if some patches are masked -> (B,D) each
         "The encoder's mean feature of both views."
         x = self.visual.patches(torch.cat([first, second]))
         return self.visual.pool(self.visual.encode(x, torch.cat(visible) if visible else None)).chunk(2)
 
     def compare_views(self, a, b):  # (B,D) each -> scalar
-        "The loss of two views' features."
+        "The loss of the features of two views."
         a, b = self.projector(torch.cat([a, b])).chunk(2)
         return nt_xent(a, b, self.tau)
 
@@ -96,14 +96,14 @@ class SimCLR(TwoViews, Method):
     "A simple framework for contrastive learning of visual representations (Chen et al.)."
     views = ()
     def forward(self, batch):
-        loss = self.compare_views(*self.in_parts(self.features_of, batch['first'], batch['second']))
+        loss = self.compare_views(*self.accumulate(self.features_of, batch['first'], batch['second']))
         return dict(loss=loss, views=loss.detach())
 
 @METHODS.register('slip')
 class SLIP(TwoViews, CLIP):
-    "Self-supervision meets language-image pre-training (Mu et al.): CLIP and SimCLR on two views more."
+    "Self-supervision meets language-image pre-training (Mu et al.): CLIP, and SimCLR on two more views."
     def __init__(self, config, *,
-        ssl_weight=1.0,  # of SimCLR's loss beside CLIP's
+        ssl_weight=1.0,  # weight of SimCLR's loss
         **more,
     ):
         super().__init__(config, **more)
@@ -114,6 +114,6 @@ class SLIP(TwoViews, CLIP):
         return *super().towers(image, tokens, words), *self.features_of(first, second)
 
     def forward(self, batch):
-        z_i, z_t, a, b = self.in_parts(self.towers, *(batch[k] for k in ('image', 'tokens', 'first', 'second')), words=batch.get('words'))
+        z_i, z_t, a, b = self.accumulate(self.towers, *(batch[k] for k in ('image', 'tokens', 'first', 'second')), words=batch.get('words'))
         (contra, hit), views = self.compare(z_i, z_t, batch), self.compare_views(a, b)
         return self.parts(contra + self.ssl_weight * views, hit, contrastive=contra, views=views)

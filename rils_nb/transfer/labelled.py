@@ -1,4 +1,4 @@
-"""What every method that learns from labels needs first: how many classes there are, what they are called, and a line for each way in which they can be wrong.
+"""Number and names of the classes, for every method that learns from labels, with a clear error for each way in which they can be wrong.
 
 Docs: https://rils-nb.github.io/rils_nb/transfer/labelled.html.md"""
 
@@ -22,7 +22,7 @@ from ..samples import BadSample
 # %% ../../nbs/transfer/70_labelled.ipynb #e00b75b1
 def label_view(
     config,   # Config
-    classes,  # how many there are
+    classes,  # number of classes
 ):  # -> function of sample, key that gives an int64 scalar
     "The label."
     def view(sample, key):
@@ -35,9 +35,9 @@ def label_view(
 # %% ../../nbs/transfer/70_labelled.ipynb #1003a0a9
 def names_of(
     source,   # training data, any reader
-    given=0,  # how many classes there must be; 0: as many as there are
+    given=0,  # required number of classes; 0: any
 ):  # -> list of str
-    "What the labels of a source are called; raises `UserError` where nothing can be learned from them."
+    "The names of a source's labels; raises `UserError` where nothing can be learned from them."
     has_labels, words = NEEDS['labels']
     if not has_labels(None, source): raise UserError(words.format(task='classification'))
     names = [str(c) for c in getattr(source, 'classes', None) or range(given)]
@@ -49,10 +49,10 @@ def names_of(
 
 # %% ../../nbs/transfer/70_labelled.ipynb #6d72b03f
 class Labelled(Method):
-    "A method that learns from labels, of images or of what is in them."
-    fewest, names_in = 2, staticmethod(names_of)  # classes; how they are called in some data
+    "A method that learns from labels of images or of objects in them."
+    fewest, names_in = 2, staticmethod(names_of)  # minimum number of classes; function for their names in some data
     def __init__(self, config, *,
-        classes=0,  # how many there are; 0: as many as the training data has
+        classes=0,  # number of classes; 0: that of the training data
     ):
         super().__init__(config)
         if classes < self.fewest: raise UserError(f'`{config.method}` must know how many classes there are: the trainer asks the data, elsewhere give --opts classes=N')

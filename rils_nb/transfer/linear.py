@@ -1,4 +1,4 @@
-"""How much of what the classes need is in frozen features: linear classifiers trained for many epochs on augmented images, a whole grid of learning rates in one pass.
+"""Linear classifiers on frozen features, trained for many epochs on augmented images, with a whole grid of learning rates in one pass.
 
 Docs: https://rils-nb.github.io/rils_nb/transfer/linear.html.md"""
 
@@ -14,20 +14,21 @@ from fastcore.basics import patch
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..core import Registry, UserError, key, noise, notice
+from ..core import Registry, UserError, hash_key, keyed_uniform, warn
+from ..loader import eval_view
 from ..losses import global_mean
 from ..masking import from_scores
 from ..methods import METHODS
-from ..model import attention_to_patches, overheard
+from ..model import attention_to_patches, capture_input
 from ..optim import OPTIMIZERS
-from ..pretraining.milan import ask
+from ..pretraining.milan import teacher_features
 from ..processes import all_sum, world
 from .finetune import POOLS, classifier
 from .labelled import Labelled
 
 # %% ../../nbs/transfer/73_linear.ipynb #c2fd9a8e
 class Standardise(nn.Module):
-    "Batch normalisation without weights, by the batch of all processes."
+    "Batch normalisation without weights, over the batch of all processes."
     def __init__(self, width, eps=1e-6, momentum=0.1):
         super().__init__()
         self.eps, self.momentum = eps, momentum
@@ -39,7 +40,7 @@ class Standardise(nn.Module):
             n = len(x) * world()[1]
             mean = all_sum(x.sum(0)) / n
             var = all_sum((x - mean).square().sum(0)) / n
-            good = (mean + var).isfinite().all()                                    # else one NaN would be kept for ever
+            good = (mean + var).isfinite().all()                                    # else one NaN would stay forever
             for kept, v in ((self.mean, mean), (self.var, var * n / max(1, n - 1))): kept.copy_(torch.where(good, kept.lerp(v, self.momentum), kept))
         return (x - mean) * (var + self.eps).rsqrt()
 
@@ -56,7 +57,7 @@ def numbers(text):  # '0.1:1' -> list of floats
 
 # %% ../../nbs/transfer/73_linear.ipynb #37db180b
 class Choice(nn.Module):
-    "Counts how often each of several classifiers is right on what is held out."
+    "Count the correct predictions of several classifiers on the held-out images."
     def __init__(self,
         rates,  # factors of the learning rate, one for each classifier
     ):
@@ -66,29 +67,31 @@ class Choice(nn.Module):
         for name, v in dict(right=torch.zeros(n), seen=torch.zeros(())).items(): self.register_buffer(name, v)
 
     @torch.no_grad()
-    def count(self, hits, out, progress):  # (H,B) bool, (B,) bool, share of the run that has passed
-        "Remember the answers of all processes."
+    def count(self, hits, out, progress):  # (H,B) bool, (B,) bool, fraction of the run that is done
+        "Count the predictions of all processes."
         new = math.exp(50 * (progress - 1)) * all_sum(torch.cat([hits, torch.ones_like(hits[:1])]).logical_and(out).sum(1).to(self.right.dtype))
         self.right += new[:-1]
         self.seen += new[-1]
 
     def best(self):  # -> int64 scalar
-        "The classifier that is right most often; of several, the one whose rate is nearest to --lr."
+        "The classifier with the most correct predictions; of several, the one whose rate is nearest to --lr."
         return self.far.masked_fill(self.right < self.right.max(), math.inf).argmin()
 
 # %% ../../nbs/transfer/73_linear.ipynb #8accb60e
 @METHODS.register('linear')
 class Linear(Labelled):
-    "Linear classifiers on frozen features, as many as there are features and learning rates to try."
+    "Linear classifiers on frozen features, one for each feature and learning rate to try."
     def __init__(self, config, *,
-        pools='normed',    # features that are tried, with colons between them: normed (mean of the patches), class (token), both
-        rates='1',         # factors of the learning rate that are tried, with colons between them
-        held_out=0.01,     # share of the training images that the choice among them is made on
+        pools='normed',    # features to try, separated by colons: normed (mean of the patches), class (token), both
+        rates='1',         # factors of the learning rate to try, separated by colons
+        held_out=0.01,     # fraction of the training images held out for the choice among them
         standardise=True,  # batch normalisation without weights before the classifier
         solver='lars',     # or sgd, adamw
-        head_init=0.01,    # deviation of the classifiers' first weights
-        seen=1.0,          # share of the patches that the encoder sees, those that matter most; 1: all
-        teacher='',        # whose attention says how much a patch matters: a model as --init takes it; empty: the encoder's own
+        head_init=0.01,    # deviation of the classifiers' initial weights
+        crop_pct=1.0,      # fraction of the resized shorter side that evaluations see
+        seen=1.0,          # fraction of the patches that the encoder sees, those of the highest attention; 1: all
+        teacher='',        # model whose attention scores the patches, a spec as for --init; empty: the encoder's own
+        student_pixels=False, # the teacher gets the encoder's pixels instead of those of its own normalisation
         **more,
     ):
         super().__init__(config, **more)
@@ -98,8 +101,10 @@ class Linear(Labelled):
         n = self.visual.n_patches
         if not 1 <= seen * n <= n: raise UserError(f'seen is a share of the {n} patches, from 1/{n} to 1, given {seen}')
         if teacher and seen == 1: raise UserError(f'teacher={teacher} says which patches are seen, and seen=1 shows all of them: give a smaller share, as seen=0.5')
-        self.seen, self.asks = seen, teacher
+        if student_pixels and not teacher: raise UserError('student_pixels=true is about the pixels of a teacher, and none is named: leave it out, or give teacher=MODEL')
+        self.seen, self.asks, self.student_pixels = seen, teacher, student_pixels
         OPTIMIZERS[solver]
+        self.view = eval_view(self.image_size, crop_pct=crop_pct)
         self.optimizer, self.held_out, self.visual = solver, held_out, self.visual.requires_grad_(False)
         widths = {pool: FEATURES[pool](torch.zeros(1, 2, self.visual.width)).shape[1] for pool, _ in self.grid}
         self.norms = nn.ModuleDict({pool: Standardise(w) if standardise else nn.Identity() for pool, w in widths.items()})
@@ -115,43 +120,43 @@ class Linear(Labelled):
 
 # %% ../../nbs/transfer/73_linear.ipynb #5e496bc7
 @patch
-def lots(self:Linear, samples):  # list of B numbers -> (B,) float64
-    "The lot of each image, in [0, 1): those below a bound are held out."
-    return noise(torch.tensor(samples) ^ key(self.config.seed, 'held out'), 1)[:, 0]
+def keyed_lots(self:Linear, samples):  # list of B numbers -> (B,) float64
+    "A uniform number for each image, in [0, 1): images below a bound are held out."
+    return keyed_uniform(torch.tensor(samples) ^ hash_key(self.config.seed, 'held out'), 1)[:, 0]
 
 @patch
 def meet_data(self:Linear, source):
     super(Linear, self).meet_data(source)
     n, share = len(source), self.held_out
-    if len(self.grid) < 2 or n < 2 or n * min(share, 1 - share) > 100: return  # so many that chance leaves no side without
-    lots = self.lots(range(n)).sort().values
+    if len(self.grid) < 2 or n < 2 or n * min(share, 1 - share) > 100: return  # so many that neither side is empty by chance
+    lots = self.keyed_lots(range(n)).sort().values
     k = min(max(1, int((lots < share).sum())), n - 1)
     self.below = lots[k].item()
-    if k < 10: notice(f'held_out={share:g} of {n} images is {k}: the choice among {len(self.grid)} classifiers hangs on so few; --opts held_out={min(0.5, 20 / n):.2g} holds out more')
+    if k < 10: warn(f'held_out={share:g} of {n} images is {k}: the choice among {len(self.grid)} classifiers hangs on so few; --opts held_out={min(0.5, 20 / n):.2g} holds out more')
 
 # %% ../../nbs/transfer/73_linear.ipynb #d8e309f2
 @patch
 @torch.no_grad()
 def scores(self:Linear, image):  # (B,3,H,W) uint8 -> (B,N)
-    "How much each patch matters: attention of the teacher, or of the encoder's own last block."
+    "Importance of each patch: attention of the teacher, or of the encoder's own last block."
     if self.asks and self.teacher is None: raise UserError(
         f'this classifier sees the patches that its teacher `{self.asks}` chooses, and what a config names is not opened by itself: name the teacher, rils-eval RUN --teacher {self.asks}')
-    if self.asks: return ask(self.teacher, image)[1]
+    if self.asks: return teacher_features(self.teacher, image, student=self.visual if self.student_pixels else None)[1]
     attn, token = self.last_attention, self.visual.trunk.global_pool == 'token'
     look = lambda attn, x: attention_to_patches(attn, x, self.visual.n_patches, class_token=token)
-    with overheard(attn, look) as looks: self.visual.encode(self.visual.patches(image))
+    with capture_input(attn, look) as looks: self.visual.encode(self.visual.patches(image))
     return looks[0]
 
 @patch
-def most(self:Linear, image):  # (B,3,H,W) uint8 -> (B,V) patches that are seen, or None: all
-    "The patches that matter most."
+def most(self:Linear, image):  # (B,3,H,W) uint8 -> (B,V) visible patches, or None: all
+    "The patches of the highest scores."
     return None if self.seen == 1 else from_scores(-self.scores(image), 1 - self.seen).visible
 
 @patch
 def meet(self:Linear, teacher):
     "Receive the frozen teacher; raises `UserError` where it has no attention or other patches."
     if getattr(teacher, 'last_attention', None) is None: raise UserError(f'the teacher `{self.asks}` has no attention to ask')
-    n = ask(teacher, torch.zeros(1, 3, *[self.image_size] * 2, dtype=torch.uint8, device=next(teacher.parameters()).device))[1].shape[1]
+    n = teacher_features(teacher, torch.zeros(1, 3, *[self.image_size] * 2, dtype=torch.uint8, device=next(teacher.parameters()).device))[1].shape[1]
     if n != self.visual.n_patches: raise UserError(f'the teacher `{self.asks}` sees {n} patches, and --size {self.config.size} at --image_size {self.image_size} has {self.visual.n_patches}')
     super(Linear, self).meet(teacher)
 
@@ -159,18 +164,18 @@ def meet(self:Linear, teacher):
 @patch
 @torch.no_grad()
 def features(self:Linear, image):  # (B,3,H,W) uint8 -> tuple of (B,D), one for each pool
-    "What the classifiers look at, before it is standardised."
+    "The classifiers' inputs, before standardisation."
     x = self.visual.encode(self.visual.patches(image), self.most(image))
     return tuple(FEATURES[pool](x) for pool in self.norms)
 
 @patch
-def outside(self:Linear, samples):  # list of B numbers -> (B,) bool
+def held_out_images(self:Linear, samples):  # list of B numbers -> (B,) bool
     "The images that are held out."
-    return (self.lots(samples) < self.below).to(self.choice.right.device)
+    return (self.keyed_lots(samples) < self.below).to(self.choice.right.device)
 
 @patch
 def judge(self:Linear, found, labels, out):  # tuple of (B,D), (B,), (B,) bool -> (H,) losses, (H,B) bool
-    "Each classifier's loss over what is not held out, and where it is right."
+    "Each classifier's loss over the images that are not held out, and its correct predictions."
     x = {pool: norm(v.to(self.choice.right.dtype)) for (pool, norm), v in zip(self.norms.items(), found)}
     logits = torch.stack([head(x[pool]) for head, (pool, _) in zip(self.heads, self.grid)])           # (H,B,C)
     wrong = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction='none').view(len(logits), -1)
@@ -180,8 +185,8 @@ def judge(self:Linear, found, labels, out):  # tuple of (B,D), (B,), (B,) bool -
 @patch
 def forward(self:Linear, batch):  # dict -> dict
     "The sum of all classifiers' losses on a batch."
-    with torch.no_grad(): found = self.in_parts(self.features, batch['image'])
-    out = self.outside(batch['samples'])
+    with torch.no_grad(): found = self.accumulate(self.features, batch['image'])
+    out = self.held_out_images(batch['samples'])
     with torch.autocast(out.device.type, enabled=False): losses, hits = self.judge(found, batch['label'], out)
     self.choice.count(hits, out, batch.get('progress', 1.))
     best = self.choice.best()
@@ -192,8 +197,8 @@ def forward(self:Linear, batch):  # dict -> dict
 # %% ../../nbs/transfer/73_linear.ipynb #3c05fea8
 @patch
 def classify(self:Linear, image):  # as `Method.encode_image` -> (B,C) logits
-    "How much speaks for each class."
-    best, x = int(self.choice.best()) if len(self.heads) > 1 else 0, self.features(self.as_batch(image))  # one alone can be exported as a program
+    "The logits of each class."
+    best, x = int(self.choice.best()) if len(self.heads) > 1 else 0, self.features(self.as_batch(image))  # constant for a single one, for torch.export
     pool = self.grid[best][0]
     return self.heads[best](self.norms[pool](x[list(self.norms).index(pool)]))
 
