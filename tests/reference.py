@@ -136,7 +136,7 @@ def needed_first(c, names):  # Config -> what has to be there before
     return ', '.join(f'{words(v)} as {"start" if k == "--init" else "teacher"}' for k, v in found)
 
 def data_name(data):  # as in a Config -> the data set, short
-    return data.split(':')[0] if data.startswith('scenes') else re.search(r'(?:^|[:,])([\w-]+)/?[^,:]*$', re.sub(r',\w+=[^,]*', '', data))[1]
+    return data.split(':')[0] if data.startswith('scenes') else re.search(r'(?:^|[:,])([\w-]+)/?[^,:]*$', re.sub(r',\w+=[^,]*|^data/', '', data))[1]
 
 def expectation(doc):  # -> a recipe's words without its commands, and whose figure stands in them
     text = re.sub(r'\s*(First )?`(?:accelerate|rils-train|python) [^`]*`', '', ' '.join(doc.split())).strip()
@@ -152,11 +152,13 @@ def recipes():
            'and nobody has reproduced with this code yet; *measured* was measured here. What the recipes of the scenes reach is measured in [results](../explanations/results.ipynb). '
            f'Paths of data are those of the recipe: give your own with `--data` and `--eval_data`.\n\n{MADE}')
     left = {n: r() for n, r in found.items()}
+    logs = {page: (NBS/'explanations'/f'{page}.ipynb').read_text(encoding='utf-8') for page in ('results', 'reproduction_log')}
     for title, belongs in parts.items():
         rows = []
         for n, c in [(n, c) for n, c in left.items() if belongs(n, c)]:
             del left[n]
             words, whose = expectation(found[n].__doc__)
+            whose = whose or next((f'[measured](../explanations/{page}.ipynb)' for page, text in logs.items() if re.search(rf'`{n}`|rils-train {n}\b', text)), '')
             length = f'{c.epochs:g} epochs' if c.epochs else f'{c.steps:,} steps'
             rows.append([f'`{n}`', f'`{c.method}`', c.size, data_name(c.data), f'{c.batch:,}', length,
                          needed_first(c, found), cell(words), whose or '–'])
