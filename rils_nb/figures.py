@@ -17,25 +17,25 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from .core import Registry, UserError
-from .features import device_of, evaluating, features, fine_features
-from .harness import bounds, meet_teacher, on_device
+from .features import device_of, eval_mode, features, fine_features
+from .harness import eval_config, meet_teacher, use_device
 from .libraries import load_model, name_of, view_of
 from .losses import patchify
-from .masking import take
-from .model import attention_to_patches, overheard
-from .pictures import caption_words, some
+from .masking import gather_tokens
+from .model import attention_to_patches, capture_input
+from .pictures import caption_words, first_samples
 from .readers import open_source
 from .rils import Pixels
 from .samples import BadSample
 from .sources import Wrapper
-from .viz import TAB, panel, save_figure, styled, word_features
+from .viz import TAB, show_panel, save_figure, use_style, word_features
 
 # %% ../nbs/43_figures.ipynb #c59532d5
 FIGURES = Registry('kind of picture')  # name -> function of a model and a source -> figure
 
 # %% ../nbs/43_figures.ipynb #76d926be
 def _label(source, i):  # -> label of a sample, or None
-    try: return source.about(i)[0] if hasattr(source, 'about') else source.read(i).get('label')
+    try: return source.label_and_name(i)[0] if hasattr(source, 'about') else source.read(i).get('label')
     except BadSample: return None
 
 def sample_classes(
@@ -74,7 +74,7 @@ def measure_agreement(
 
 # %% ../nbs/43_figures.ipynb #e661a5aa
 @FIGURES.register('tsne')
-@styled
+@use_style
 def draw_tsne(
     model,     # Method or Library
     source,    # any reader with labels
@@ -102,7 +102,7 @@ def _pixel_losses(model, images):  # Pixels, (B,3,S,S) uint8 -> (B,N), Mask
     x, keys = v.normalise(images), torch.arange(len(images), device=images.device)
     mask = model.mask(keys, images)
     g = model.decoder(v.encode(v.embed(x), mask.visible), mask)                                            # (B,M,3pp)
-    true = take(patchify(x, model.patch_size), mask.hidden)
+    true = gather_tokens(patchify(x, model.patch_size), mask.hidden)
     if model.normalise_pixels: true = (true - true.mean(-1, keepdim=True)) / (true.var(-1, keepdim=True) + 1e-6).sqrt()
     error = (g.float() - true).square().mean(-1)                                                           # (B,M)
     return error.new_full((len(x), v.n_patches), torch.nan).scatter(1, mask.hidden, error), mask
@@ -114,26 +114,26 @@ def measure_patch_losses(
     "The reconstruction loss of each patch under one mask for each image."
     own = getattr(model, 'patch_losses', None) or (partial(_pixel_losses, model) if isinstance(model, Pixels) else None)
     if not own: raise UserError(f'`{name_of(model)}` has no loss of single patches: give a run of mae, mae_clip or milan')
-    with evaluating(model): loss, mask = own(images.to(device_of(model)))
+    with eval_mode(model): loss, mask = own(images.to(device_of(model)))
     return loss.float().cpu(), mask
 
 # %% ../nbs/43_figures.ipynb #a9fcfdc9
 @FIGURES.register('losses')
-@styled
+@use_style
 def draw_patch_losses(
     model,   # Method that reconstructs pixels or a teacher's features
     source,  # any reader
     n=6,     # number of images
 ):  # -> figure
     "Images, their visible patches, and the loss of each patch; darker is higher (MILAN, Fig. 4)."
-    images = torch.stack([view_of(model, s['image']) for s in some(source, n)])
+    images = torch.stack([view_of(model, s['image']) for s in first_samples(source, n)])
     loss, mask = measure_patch_losses(model, images)
     hidden, side = mask.dense.bool().cpu(), round(loss.shape[1]**0.5)
     fig, axes = plt.subplots(3, len(images), figsize=(1.2 * len(images) + 0.7, 3.9), squeeze=False)
     covered = F.interpolate(hidden.view(-1, 1, side, side).float(), size=images.shape[-2:])                # (B,1,S,S)
     for i in range(len(images)):
-        panel(axes[0, i], images[i])
-        panel(axes[1, i], images[i] / 255 * (1 - covered[i]) + 0.82 * covered[i])
+        show_panel(axes[0, i], images[i])
+        show_panel(axes[1, i], images[i] / 255 * (1 - covered[i]) + 0.82 * covered[i])
         shown = axes[2, i].imshow(loss[i].view(side, side).numpy(), cmap='Greens', vmin=0, vmax=loss[~loss.isnan()].max().item())
         axes[2, i].axis('off')
     fig.colorbar(shown, ax=axes[2].tolist(), shrink=0.9)
@@ -150,23 +150,23 @@ def measure_attention(
     "Attention of the class token to each patch in the last block (MILAN, Eq. 3)."
     attn = getattr(model, 'last_attention', None)
     if attn is None: raise UserError(f'`{name_of(model)}` has no self-attention in its last block: use a vision transformer')
-    with evaluating(model), overheard(attn) as given:
+    with eval_mode(model), capture_input(attn) as given:
         n = model.encode_tokens(images.to(device_of(model))).shape[1]
         return attention_to_patches(attn, given[0], n, class_token=given[0].shape[1] > n).float().cpu()
 
 @FIGURES.register('attention')
-@styled
+@use_style
 def draw_attention(
     model,   # Method or Library with self-attention in its last block
     source,  # any reader
     n=6,     # number of images
 ):  # -> figure
     "Images, and the attention to each of their patches (MILAN, Fig. 3)."
-    images = torch.stack([view_of(model, s['image']) for s in some(source, n)])
+    images = torch.stack([view_of(model, s['image']) for s in first_samples(source, n)])
     seen = measure_attention(model, images)
     fig, axes = plt.subplots(2, len(images), figsize=(1.2 * len(images) + 0.4, 2.8), squeeze=False)
     for i in range(len(images)):
-        panel(axes[0, i], images[i])
+        show_panel(axes[0, i], images[i])
         axes[1, i].imshow(seen[i].view(2 * [round(seen.shape[1]**0.5)]).numpy(), cmap='viridis', vmin=0)
         axes[1, i].axis('off')
     most = seen.topk(max(1, seen.shape[1] // 4)).values.sum(1) / seen.sum(1)
@@ -175,7 +175,7 @@ def draw_attention(
 
 # %% ../nbs/43_figures.ipynb #ae006fd2
 @FIGURES.register('words')
-@styled
+@use_style
 def draw_word_similarity(
     model,   # with a text tower and features of patches
     source,  # any reader with captions
@@ -183,7 +183,7 @@ def draw_word_similarity(
     words=6, # maximum number of words of a caption
 ):  # -> figure
     "Images, and the similarity of each word of their caption with each place (MaskCLIP, supplement, Fig. 2 and 3)."
-    told = [s | dict(captions=s['captions'][:1]) for s in some(source, 20 * n) if caption_words(dict(captions=s.get('captions', [])[:1]))][:n]
+    told = [s | dict(captions=s['captions'][:1]) for s in first_samples(source, 20 * n) if caption_words(dict(captions=s.get('captions', [])[:1]))][:n]
     if not told: raise UserError('no sample of the data has a caption, which this picture needs: give --caption_key, or pairs')
     maps = fine_features(model, [s['image'] for s in told])                                                # (B,h,w,E)
     fig, axes = plt.subplots(len(told), 1 + words, figsize=(1.25 * (1 + words), 1.55 * len(told) + 0.3), squeeze=False)
@@ -191,7 +191,7 @@ def draw_word_similarity(
     for row, s, z in zip(axes, told, maps):
         names = list(caption_words(s))[:words]
         cosine = z @ word_features(model, {w: [w, f'a {w}'] for w in names}).T                             # (h,w,W)
-        panel(row[0], view_of(model, s['image']), textwrap.fill(textwrap.shorten(s['captions'][0], 44), 24))
+        show_panel(row[0], view_of(model, s['image']), textwrap.fill(textwrap.shorten(s['captions'][0], 44), 24))
         row[0].title.set_fontsize(6)
         for ax, name, k in zip(row[1:], names, range(words)):
             ax.imshow(cosine[..., k].numpy(), cmap='viridis', vmin=cosine.min().item(), vmax=cosine.max().item())
@@ -206,10 +206,10 @@ def picture_command(a):  # dict: model, kind, out, and perhaps data, n, teacher,
     if out.suffix != '.png': raise UserError(f'a picture is written as .png; given --out `{out}`')
     if out.exists(): raise UserError(f'`{out}` exists already; move it away or choose another name')
     model = load_model(a['model'])
-    config = bounds(model, a)
+    config = eval_config(model, a)
     source = open_source(config.eval_data or 'scenes:split=val', config.image_key, config.caption_key, config.label_key)
     if not len(source): raise UserError('the data holds no samples: there is nothing to draw')
-    model = on_device(model, a.get('device', ''))
+    model = use_device(model, a.get('device', ''))
     meet_teacher(model, a.get('teacher', ''))
     save_figure(draw(model, source, **{k: a[k] for k in ('n',) if k in a}), out)
     print(f'written to {out}')

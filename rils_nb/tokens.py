@@ -13,7 +13,7 @@ from itertools import islice
 
 import open_clip
 import torch
-from .core import UserError, key
+from .core import UserError, hash_key
 
 # %% ../nbs/04c_tokens.ipynb #8576669d
 _tokenizer = lru_cache(1)(partial(open_clip.get_tokenizer, 'ViT-B-32'))  # CLIP's byte pairs, 49,408 of them
@@ -49,4 +49,4 @@ def count_tokens(text):  # str -> int
 # %% ../nbs/04c_tokens.ipynb #e84697ad
 def caption_id(text):  # str -> int
     "A number that is equal for equal captions."
-    return key('caption', text)
+    return hash_key('caption', text)
