@@ -1,5 +1,6 @@
 """What no notebook can hold about itself: the export, the order of the modules, the pages, the metadata, the state of the files."""
 import ast, configparser, importlib.metadata, inspect, json, os, re, shlex, shutil, subprocess, sys, tomllib
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -217,6 +218,7 @@ def test_written_commands_can_be_typed(tmp_path, monkeypatch):
     from rils_nb import commands, config, methods
     from rils_nb.core import UserError
     methods.import_methods()
+    monkeypatch.setattr(commands, 'task_options', cache(commands.task_options))  # read once, not for every command
     monkeypatch.chdir(tmp_path)
     (tmp_path/'runs'/'shapes').mkdir(parents=True)
     (tmp_path/'runs'/'shapes'/'config.json').write_text(config.to_json(config.recipe()))
@@ -230,6 +232,7 @@ def test_written_commands_can_be_typed(tmp_path, monkeypatch):
             elif command == 'rils-data': commands.data_parser().parse_args(argv)
             elif command == 'rils-export': commands.export_parser().parse_args(argv)
             elif argv[0] == 'report': commands.report_parser().parse_args(argv[1:])
+            elif argv[0] == 'picture': commands.picture_parser().parse_args(argv[1:])
             elif not argv[0].startswith('-'): commands.parse_eval(argv)
         except UserError as e: wrong.append(f'{where}: {command} {shlex.join(argv)}: {e}')
     assert len(found) > 100 and not wrong, '\n'.join(wrong)
@@ -245,6 +248,51 @@ def test_migration_names_what_exists():
     named = [f for cell in ours for f in re.findall(r'--[\w-]+', cell)]
     options = [k for cell in ours for given in re.findall(r'--opts (\S+)`', cell) for k in re.findall(r'(\w+)=', given)]
     assert len(named) > 60 and not set(named) - flags and len(options) > 6 and not set(options) - opts, (set(named) - flags, set(options) - opts)
+
+# The page of tables
+
+TABLES = {  # what the papers have, by their numbers; main texts of MaskCLIP and RevColV2 were not available
+    'RILS': ['Figure 1', 'Figure 2', *(f'Table {k}' for k in (*range(1, 11), '11a', '11b', '11c', *(f'A{k}' for k in range(1, 8)))), 'Algorithm 1'],
+    'MILAN': [*(f'Figure {k}' for k in range(1, 5)), *(f'Table {k}' for k in range(1, 11))],
+    'MaskCLIP': ['Table 1', 'Table 2', 'Figure 2', 'Figure 3'],
+    'RevColV2': [f'Table {k}' for k in range(1, 6)]}
+
+def rows_of_tables():
+    "The rows of the page of tables: paper, table, row, the paper's result, how it is made."
+    paper = table = ''
+    for cell in read_nb(ROOT/'nbs'/'explanations'/'tables.ipynb').cells[2:]:
+        for line in cell.source.splitlines():
+            if line.startswith('## '): paper = line[3:]
+            elif line.startswith('### '): table = line[4:].partition(':')[0]
+            elif line.startswith('| ') and not line.startswith('| row |'): yield paper, table, *line.strip('| ').split(' | ')
+
+def test_each_table_of_the_papers_is_there():
+    rows = list(rows_of_tables())
+    assert len(rows) > 150 and all(len(r) == 5 for r in rows), [r for r in rows if len(r) != 5]
+    found = {paper: list(dict.fromkeys(table for p, table, *_ in rows if p == paper and not table.startswith('Section'))) for paper in TABLES}
+    assert {k: sorted(v) for k, v in found.items()} == {k: sorted(v) for k, v in TABLES.items()}
+    lacking = [r for r in rows if '`' not in r[-1] and not re.search(r'not (?:yet|made): \w|as in |as Figure|upper row', r[-1])]
+    assert not lacking, f'no command, and no reason: {lacking}'
+
+def test_recipes_and_tables_name_each_other():
+    "Each recipe that a row names exists, each run that it begins from is made by a row, and each recipe that promises a paper's result is in a row; so are its figures."
+    from rils_nb.config import all_recipes, parse
+    commands = [(r, shlex.split(c)) for r in rows_of_tables() for c in re.findall(r'`(rils-(?:train|eval) [^`]*)`', r[-1]) if 'RUN' not in c]
+    recipes, made, begun, wrong = all_recipes(), set(), set(), []
+    for row, (command, *argv) in commands:
+        if command == 'rils-eval':
+            begun |= {(word, ' '.join(argv)) for word in argv if word.startswith('runs/')}
+            continue
+        config = parse(argv)  # an unknown recipe is refused
+        made.add(config.out)
+        begun |= {(word, ' '.join(argv)) for word in (config.init, *re.findall(r'(?:^|,)teacher=([^,]+)', config.opts)) if word.startswith('runs/')}
+        promised = re.findall(r'\d\d\.\d+', ' '.join(recipes[argv[0]].__doc__.split()))
+        if len(argv) == 1 and promised and re.search(r'\d\d\.\d', row[3]) and not set(promised) & set(re.findall(r'\d\d\.\d+', row[3])): wrong.append(f'{row[:4]}: {argv[0]} promises {promised}')
+    assert len(commands) > 250 and not wrong, '\n'.join(wrong)
+    assert not {b for b in begun if b[0] not in made}, sorted(b for b in begun if b[0] not in made)
+    page = '\n'.join(c.source for c in read_nb(ROOT/'nbs'/'explanations'/'tables.ipynb').cells)
+    absent = [name for name, r in recipes.items() if not name.startswith('shapes') and re.search(r'paper|supplement', r.__doc__) and not re.search(rf'\b{name}\b', page)]
+    assert not absent, f'recipes of papers that no row of nbs/explanations/tables.ipynb names: {absent}'
 
 def test_the_first_cell_is_title_and_why():
     "The site makes its head from this cell and shows nothing else of it: a paragraph there would be lost."
@@ -294,8 +342,8 @@ def test_what_is_imported_is_required_and_the_other_way_round():
     library = set().union(*(dists(p.read_text(encoding='utf-8')) for p in python_files()))
     around = set().union(*map(dists, map(code_of, NOTEBOOKS)), *(dists(p.read_text(encoding='utf-8')) for p in tracked() if p.suffix == '.py'))
     needed, for_dev = ({dist_name(r) for r in SETTINGS[k].split()} for k in ('requirements', 'dev_requirements'))
-    own, by_name = {'rils-nb'}, {'tensorboard'}  # by_name: imported by a library at the user's word
-    wrong = {'imported by rils_nb, not in requirements': library - needed - own,
+    own, by_name, optional = {'rils-nb'}, {'tensorboard'}, {'scikit-learn'}  # by_name: imported by a library at the user's word; optional: one picture names it where it is missing
+    wrong = {'imported by rils_nb, not in requirements': library - needed - own - (optional & for_dev),
              'imported by notebooks or tests, not in requirements or dev_requirements': around - needed - for_dev - own - {'execnb', 'setuptools'},
              'in requirements, not imported by rils_nb': needed - library,
              'in dev_requirements, not imported by notebooks or tests': for_dev - around - by_name}

@@ -154,3 +154,15 @@ def forward(self:Milan, batch):  # dict -> dict
     "The distance of a batch's patches from what the teacher sees (Eq. 1)."
     loss = self.accumulate(self.tell, batch['image'], batch['keys'])[0].mean()
     return dict(loss=loss, reconstruction=loss.detach())
+
+# %% ../../nbs/pretraining/61_milan.ipynb #67c1e3c6
+@patch
+def patch_losses(self:Milan, image):  # (B,3,H,W) uint8 -> (B,N), NaN for patches without a prediction; Mask
+    "The squared distance of each patch from what the teacher sees there."
+    if self.teacher is None: raise UserError(f'the loss compares with the teacher `{self.asks}`, which is not opened: give --teacher')
+    t, looks = self.ask(image, self.asks_scores)                                       # (B,N,W)
+    mask = self.mask(torch.arange(len(image), device=image.device), image, looks)
+    x = self.visual.encode(self.visual.patches(image), mask.visible)
+    p, places = (self.predict(x[:, 1:]), mask.visible) if self.distil else (torch.cat(self.decoder(x, mask, visible=True), 1), torch.cat([mask.hidden, mask.visible], 1))
+    distance = (F.normalize(p.float(), dim=-1) - F.normalize(gather_tokens(t, places).float(), dim=-1)).square().sum(-1)
+    return distance.new_full(t.shape[:2], torch.nan).scatter(1, places, distance), mask
