@@ -141,7 +141,7 @@ def test_reference_pages_leave_nothing_out():
     assert len(flags) > 70 and not [f for f in flags if f'`{f}`' not in text['command_line'] and f'`{f} ' not in text['command_line']]
     for name, cls in methods.METHODS.items():
         section = text['method_options'].partition(f'\n## {name}\n')[2].partition('\n## ')[0]
-        assert section and not [k for k in methods.options(cls) if f'| `{k}` |' not in section], name
+        assert section and not [k for k in methods.method_options(cls) if f'| `{k}` |' not in section], name
     assert not [n for n in config.all_recipes() if text['recipes'].count(f'\n| `{n}` |') != 1]
     modules = ['.'.join(p.relative_to(ROOT).with_suffix('').parts) for p in python_files() if not p.name.startswith('_')]
     lost = [(m, n) for m in modules for n, _ in public(import_module(m)) if n not in config.all_recipes() and f'[{reference.cell(n)}](' not in text['python_api']]
@@ -227,7 +227,7 @@ def test_written_commands_can_be_typed(tmp_path, monkeypatch):
         try:
             if command == 'rils-train':
                 c = config.parse(argv)
-                if c.method in methods.METHODS: config.parse_opts(c.opts, methods.options(methods.METHODS[c.method]))  # or it is a page's own
+                if c.method in methods.METHODS: config.parse_opts(c.opts, methods.method_options(methods.METHODS[c.method]))  # or it is a page's own
                 if ('-clip' in c.size or '-quickgelu' in c.size) != c.init.startswith('open_clip:'): raise UserError(f'--size {c.size} --init {c.init}')
             elif command == 'rils-data': commands.data_parser().parse_args(argv)
             elif command == 'rils-export': commands.export_parser().parse_args(argv)
@@ -242,7 +242,7 @@ def test_migration_names_what_exists():
     from rils_nb import commands, config, methods
     methods.import_methods()
     flags = {s for p in (config.parser(), commands.eval_parser()) for a in p._actions for s in a.option_strings}
-    opts = {k for cls in methods.METHODS.values() for k in methods.options(cls)}
+    opts = {k for cls in methods.METHODS.values() for k in methods.method_options(cls)}
     text = '\n'.join(c.source for c in read_nb(ROOT/'nbs'/'guides'/'migration.ipynb').cells)
     ours = [line.split('|')[2] for line in text.splitlines() if line.startswith('| `--')]
     named = [f for cell in ours for f in re.findall(r'--[\w-]+', cell)]
