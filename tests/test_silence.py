@@ -432,7 +432,7 @@ def test_one_process_after_the_other(tmp_path, monkeypatch):
         return lockf(*args)
     monkeypatch.setattr(fcntl, 'lockf', slow)
     with pytest.raises(UserError, match=r'process \d+ on .* is working in'):
-        with core.only_one(tmp_path/'running'): pass
+        with core.file_lock(tmp_path/'running'): pass
     others[0].communicate()
 
 # Whose files they are
