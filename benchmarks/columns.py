@@ -116,7 +116,7 @@ def gradients_of(row, bf16, stored, segment):
     from rils_nb.columns import reversible
     reversible.SEGMENT, levels = segment, len(row[0].levels)
     x = torch.randn(4, 17, args.width, generator=torch.Generator().manual_seed(0)).to(args.device).requires_grad_()
-    with torch.autocast(args.device, torch.bfloat16, enabled=bf16): state = reversible.through(row, [x] * levels, x, stored=stored)
+    with torch.autocast(args.device, torch.bfloat16, enabled=bf16): state = reversible.run_columns(row, [x] * levels, x, stored=stored)
     return torch.autograd.grad(sum((k + 1) * s.float().sin().mean() for k, s in enumerate(state)), [x, *row.parameters()])
 
 def compare_gradients():
