@@ -6,10 +6,10 @@ Docs: https://rils-nb.github.io/rils_nb/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['HEAD', 'L10M', 'DINO', 'shapes', 'shapes_clip', 'shapes_siglip', 'shapes_mae', 'shapes_revcolv2', 'shapes_mae_clip',
-           'shapes_rils_vision', 'shapes_simclr', 'shapes_slip', 'shapes_milan', 'shapes_maskclip', 'shapes_silc',
-           'shapes_tips', 'shapes_aclip', 'shapes_mim_lit', 'shapes_mim_clip', 'shapes_clip_mim', 'emoji',
-           'clip_b16_l20m', 'rils_b16_l20m', 'rils_b16_l20m_released', 'mae_clip_b16_l20m', 'mae_b16_l20m',
-           'mae_b16_l20m_own', 'rils_l16', 'slip_b16_l20m', 'simclr_b16_l20m', 'slip_b16_l20m_own',
+           'shapes_rils_vision', 'shapes_simclr', 'shapes_slip', 'shapes_milan', 'shapes_mae_semantic',
+           'shapes_maskclip', 'shapes_silc', 'shapes_tips', 'shapes_aclip', 'shapes_mim_lit', 'shapes_mim_clip',
+           'shapes_clip_mim', 'emoji', 'clip_b16_l20m', 'rils_b16_l20m', 'rils_b16_l20m_released', 'mae_clip_b16_l20m',
+           'mae_b16_l20m', 'mae_b16_l20m_own', 'rils_l16', 'slip_b16_l20m', 'simclr_b16_l20m', 'slip_b16_l20m_own',
            'simclr_b16_l20m_own', 'rils_vision_b16_l10m', 'rils_b16_yfcc15m', 'rils_b16_l50m', 'rils_b16_l100m',
            'clip_b16_l10m', 'mae_b16_l10m', 'mae_clip_b16_l10m', 'rils_b16_l10m', 'mim_lit_b16_l10m',
            'mim_clip_b16_l10m', 'clip_mim_b16_l10m', 'aclip_b16_yfcc15m', 'silc_b16_l20m', 'tips_b16_l20m',
@@ -74,6 +74,11 @@ def shapes_slip():
 def shapes_milan():
     "MILAN on the scenes, with the run of `shapes_clip` as its teacher: train that first."
     return replace(shapes(), method='milan', masking='semantic', opts='teacher=runs/shapes_clip,decoder_width=128,decoder_depth=2,decoder_heads=4')
+
+@register_recipe
+def shapes_mae_semantic():
+    "MAE whose masks are drawn by the attention of the run of `shapes_clip`: train that first."
+    return replace(shapes_mae(), masking='semantic', opts=f'teacher=runs/shapes_clip,{shapes_mae().opts}')
 
 @register_recipe
 def shapes_maskclip():

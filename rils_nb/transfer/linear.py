@@ -21,8 +21,8 @@ from ..masking import from_scores
 from ..methods import METHODS
 from ..model import attention_to_patches, overheard
 from ..optim import OPTIMIZERS
-from ..pretraining.milan import ask
 from ..processes import all_sum, world
+from ..teachers import ask
 from .finetune import POOLS, classifier
 from .labelled import Labelled
 
