@@ -58,6 +58,7 @@ class MAE(Pixels, Method):
 
     def scores(self, image):  # (B,3,H,W) -> (B,N)
         "The teacher's attention to each patch."
+        if self.teacher is None: raise UserError(f'the masks of this run are drawn by its teacher `{self.asks}`, and what a config names is not opened by itself: name it, rils-eval RUN --teacher {self.asks}')
         return ask(self.teacher, image, student=self.visual if self.student_pixels else None, n=self.grid)[1]
 
     def meet(self, teacher):  # model in evaluation mode
