@@ -41,7 +41,7 @@ def turn(n, way, peak):
     from timm.models import register_model
     from rils_nb.columns.encoder import _columns
     from rils_nb.config import Config
-    from rils_nb.core import key
+    from rils_nb.core import hash_key
     from rils_nb.methods import make
     from rils_nb.model import SIZES, Size
     from rils_nb.optim import optimizer_of

@@ -8,7 +8,7 @@ import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from rils_nb.config import Config
-from rils_nb.core import key
+from rils_nb.core import hash_key
 from rils_nb.loader import loader
 from rils_nb.methods import make
 from rils_nb.model import SIZES
@@ -24,7 +24,7 @@ def make_batch(
     tokens = torch.randint(1, 49000, (n, 20)) * (torch.arange(20) < lengths[:, None])
     tokens[torch.arange(n), lengths - 1] = 49407
     return dict(image=torch.randint(256, (n, 3, side, side), dtype=torch.uint8), tokens=tokens, words=int(lengths.sum()), ids=torch.arange(n),
-                keys=torch.tensor([key(0, 0, i) for i in range(n)]))
+                keys=torch.tensor([hash_key(0, 0, i) for i in range(n)]))
 
 def more_views(
     model, # Method

@@ -39,7 +39,7 @@ def step():
     "Seconds of each counted step, and the memory that it took."
     import torch
     from rils_nb.config import Config
-    from rils_nb.core import key
+    from rils_nb.core import hash_key
     from rils_nb.methods import make
     from rils_nb.optim import optimizer_of
     from rils_nb.processes import tune_cpu

@@ -19,7 +19,7 @@ import torch
 from rils_nb import evaluate, fit, load, recipe
 from rils_nb.core import command, read_jsonl, UserError, writing_folder
 from rils_nb.evals.low_shot import show_low_shot
-from rils_nb.harness import record, shown
+from rils_nb.harness import record, format_metric
 from rils_nb.methods import make
 from rils_nb.packing import pack
 from rils_nb.readers import Source
@@ -100,10 +100,10 @@ def top1(out):
 def figures(start, a, folder):  # -> list of str
     "A line of the table."
     of = {f'{r["task"]}/{k}': v for r in measured(start, max(a.images), folder) for k, v in r['metrics'].items()}
-    row = [shown(k, of[k], of.get(f'{k}_std')) if k in of else '–' for k in FROZEN.values()]
+    row = [format_metric(k, of[k], of.get(f'{k}_std')) if k in of else '–' for k in FROZEN.values()]
     for n in a.images:
         found = [v for s in a.seeds if (v := top1(run_of(folder, start, n, a.steps, s))) is not None]
-        row.append(shown('top1', statistics.mean(found), statistics.stdev(found) if len(found) > 1 else None) if found else '–')
+        row.append(format_metric('top1', statistics.mean(found), statistics.stdev(found) if len(found) > 1 else None) if found else '–')
     return row
 
 def numbers(text): return [int(v) for v in text.split(',')]

@@ -52,7 +52,7 @@ def turn(name):
     "Seconds of each counted step."
     import torch
     from rils_nb.config import Config
-    from rils_nb.core import key
+    from rils_nb.core import hash_key
     from rils_nb.model import SIZES
     from rils_nb.processes import tune_cpu
     from rils_nb.transfer.augment import mix_view

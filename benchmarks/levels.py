@@ -17,7 +17,7 @@ def main():
     p.add_argument('--n', type=int, default=4000, help='scenes that the probes learn from (4000)')
     p.add_argument('--out', default='', help='picture (levels.png in the run folder)')
     args = p.parse_args()
-    from rils_nb.columns.levels import kept_where, show_levels
+    from rils_nb.columns.levels import probe_levels, show_levels
     from rils_nb.runs import load
     from rils_nb.scenes import Scenes
     from rils_nb.viz import save_figure

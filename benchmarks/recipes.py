@@ -13,7 +13,7 @@ import argparse, json, os, statistics, subprocess, sys
 from pathlib import Path
 
 from rils_nb.config import all_recipes
-from rils_nb.core import append_jsonl, command, nearest, read_jsonl, UserError
+from rils_nb.core import append_jsonl, command, suggest, read_jsonl, UserError
 
 FIRST = ['shapes', 'shapes_clip', 'shapes_mae']  # others start from them, or ask them
 FIGURES = {'image-to-text R@1': 'retrieval/i2t_r1', 'shape': 'scenes/shape', 'patches, local': 'scenes/patch_colour',
@@ -52,7 +52,7 @@ def main():
     p.add_argument('--show', action='store_true', help='train nothing')
     args = p.parse_args()
     for n in (chosen := args.only.split(',')):
-        if n not in names: raise UserError(f'no recipe of the scenes is called `{n}`{nearest(n, names)} (valid: {", ".join(names)})')
+        if n not in names: raise UserError(f'no recipe of the scenes is called `{n}`{suggest(n, names)} (valid: {", ".join(names)})')
     folder = Path(args.folder)/(f'steps-{args.steps}' if args.steps else f'seed-{args.seed}')
     folder.mkdir(parents=True, exist_ok=True)
     for name in [] if args.show else chosen:

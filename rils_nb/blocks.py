@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/blocks.html.md"""
 
 # %% auto #0
 __all__ = ['Stack', 'Half', 'finish_tokens', 'norm_gradients', 'weight_gradient', 'finish_gradients', 'half_of', 'finish_block',
-           'split_heads', 'EncoderBlock', 'take_rows', 'Row', 'make_row', 'TextBlock']
+           'split_heads', 'EncoderBlock', 'take_rows', 'PackedTokens', 'make_row', 'TextBlock']
 
 # %% ../nbs/08b_blocks.ipynb #47d53ce7
 from functools import cache, partial
@@ -221,7 +221,7 @@ def take_rows(
     return x[at] if torch.compiler.is_compiling() else _Rows.apply(x, at)
 
 # %% ../nbs/08b_blocks.ipynb #b2984538
-class Row(NamedTuple):
+class PackedTokens(NamedTuple):
     "The T real tokens of B captions, one caption behind the other, and their places in a rectangle of B x L."
     b:int  # captions
     n:int  # L, tokens of the longest
@@ -250,11 +250,11 @@ def make_row(
     (b, n), end = tokens.shape, tokens.argmax(1)                                       # the end token has the highest number
     column = torch.arange(n, device=tokens.device)
     mask, ends = column <= end[:, None], (end + 1).cumsum(0) - 1
-    if words == b * n: return Row(b, n, column.repeat(b), ends, mask)
+    if words == b * n: return PackedTokens(b, n, column.repeat(b), ends, mask)
     real = (mask.flatten().nonzero() if words is None else mask.flatten().nonzero_static(size=words))[:, 0]
-    if len(real) == b * n: return Row(b, n, column.repeat(b), ends, mask)
+    if len(real) == b * n: return PackedTokens(b, n, column.repeat(b), ends, mask)
     slot = torch.minimum(column, end[:, None]) + (ends - end)[:, None]
-    return Row(b, n, real % n, ends, mask, real, slot.flatten())
+    return PackedTokens(b, n, real % n, ends, mask, real, slot.flatten())
 
 # %% ../nbs/08b_blocks.ipynb #f7d79bac
 class TextBlock(ResidualAttentionBlock):

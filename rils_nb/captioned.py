@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from .config import parse_opts
-from .core import UserError, nearest, notice
+from .core import UserError, suggest, warn
 from .readers import READERS
 from .samples import parse_json
 from .table_files import describe_json
@@ -44,7 +44,7 @@ class Karpathy(Manifest):
             f'`{self.path}` is no split file of Karpathy, with images of a filename, a split and sentences ({type(e).__name__}: {e}): {describe_json(fields)}')
         wanted, there = self.opts['split'].split('+'), Counter(str(split) for split, *_ in rows)
         for s in wanted:
-            if s not in there: raise UserError(f'`{self.path}` has no split `{s}`{nearest(s, there)} (it has {", ".join(f"{k}: {n}" for k, n in there.items())})')
+            if s not in there: raise UserError(f'`{self.path}` has no split `{s}`{suggest(s, there)} (it has {", ".join(f"{k}: {n}" for k, n in there.items())})')
         rows = [r for r in rows if r[0] in wanted]
         folder = _folder(self.path, [name for _, name, _ in rows[:100]], self.opts['images'])
         for _, name, texts in rows: yield dict(image=os.path.join(folder, name), caption=texts)
@@ -65,7 +65,7 @@ class CocoCaptions(Manifest):
             names = {str(im['id']): im['file_name'] for im in fields['images']}
         except (KeyError, TypeError) as e: raise UserError(f'`{self.path}` has no captions in the format of COCO ({type(e).__name__}: {e}): {describe_json(fields)}')
         if len(names) < len(fields['images']): raise UserError(f'`{self.path}` has ids of images twice: where files were joined, number the images of one of them anew, and the image_id of its captions')
-        if lost := sum(len(t) for i, t in texts.items() if i not in names): notice(f'{lost} captions of `{self.path}` are of no known image: left out')
+        if lost := sum(len(t) for i, t in texts.items() if i not in names): warn(f'{lost} captions of `{self.path}` are of no known image: left out')
         folder = _folder(self.path, [str(n) for n in list(names.values())[:100]], self.opts['images'])
         for i, name in names.items(): yield dict(image=os.path.join(folder, str(name)), caption=texts.get(i))
 

@@ -13,7 +13,7 @@ import argparse, ast, importlib.util, re, sys
 from pathlib import Path
 
 from .config import _Parser, _value, parse
-from .core import UserError, command, nearest
+from .core import UserError, command, suggest
 
 # %% ../nbs/50_commands.ipynb #9df2eae5
 @command
@@ -111,7 +111,7 @@ def parse_eval(argv):  # list of str -> (dict of FLAGS, dict of the tasks' optio
     for a in argv:
         flag = a.partition('=')[0]
         if flag.startswith('--') and flag not in known + ['--help']:
-            raise UserError(f'unknown flag `{flag}`{nearest(flag, known)} (all flags: --help)')
+            raise UserError(f'unknown flag `{flag}`{suggest(flag, known)} (all flags: --help)')
     given = vars(eval_parser().parse_args(argv))
     if 'root' in given and 'suite' not in given: raise UserError('--root is the folder of a suite: give --suite too, or --data in its place')
     number = {k: _value(k, given[k], int) for k in ('n', 'batch', 'workers') if k in given}

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from timm.models.vision_transformer import Block
 from torch import nn
 from .core import Registry, UserError
-from .masking import take
+from .masking import gather_tokens
 from .blocks import Stack, finish_block, split_heads
 from .model import init_like_mae, positions
 
@@ -82,7 +82,7 @@ def begin(self:Decoder,
 ):  # -> (B,1+V,width), (1,N,width)
     "The embedded tokens of each image, and the mask tokens of all positions, which all images share."
     pos = self.pos_embed.expand(len(x), -1, -1)
-    x = self.embed(x) + torch.cat([pos[:, :1], take(pos[:, 1:], mask.visible)], 1)
+    x = self.embed(x) + torch.cat([pos[:, :1], gather_tokens(pos[:, 1:], mask.visible)], 1)
     return x, (self.mask_token + self.pos_embed[:, 1:]).to(x.dtype)
 
 @patch

@@ -18,7 +18,7 @@ from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.models import model_entrypoint
 from .config import Config
 from .core import Registry, UserError, write_text, writing_folder
-from .formats import describe, is_pickle, kind_of_folder, kind_of_names, read_config, tensor_names
+from .formats import describe_file, is_pickle, kind_of_folder, kind_of_names, read_config, tensor_names
 from .libraries import load_model
 from .methods import Method, make
 from .pickles import convert_pickle
@@ -28,7 +28,7 @@ from .model import SIZES
 # %% ../nbs/40_export.ipynb #1182ab45
 TARGETS = Registry('target')
 
-def _opened_with(method):  # timm has this package's encoders once the module that registers them is imported
+def _modules_to_import(method):  # timm has this package's encoders once the module that registers them is imported
     module = model_entrypoint(SIZES[method.config.size].timm).__module__
     return f'import {module}; ' if module.startswith('rils_nb.') else ''
 
@@ -57,7 +57,7 @@ def to_open_clip(
     keep = {k: v.squeeze() if k in ('logit_scale', 'logit_bias') else v for k, v in method.state_dict().items()
             if k.startswith(('visual.', 'text.', 'logit_'))}
     write_tensors(keep, Path(folder)/'open_clip_model.safetensors')
-    return _opened_with(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
+    return _modules_to_import(method) + "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
 # %% ../nbs/40_export.ipynb #a1d70dea
 def _timm_config(method, args):  # -> dict, the content of config.json
@@ -78,7 +78,7 @@ def to_timm(
     args, tensors = method.as_timm()
     write_text(Path(folder)/'config.json', json.dumps(_timm_config(method, args), indent=1))
     write_tensors(tensors, Path(folder)/'model.safetensors')
-    return _opened_with(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
+    return _modules_to_import(method) + "import timm; timm.create_model('local-dir:{out}', pretrained=True)"
 
 # %% ../nbs/40_export.ipynb #1ee974eb
 _NAMES = {'visual.decoder_embed.': 'decoder.embed.', 'visual.mask_token': 'decoder.mask_token', 'visual.decoder_pos_embed': 'decoder.pos_embed',
@@ -161,7 +161,7 @@ def from_transformers(
 ):  # -> str, how to open it
     "Rewrite transformers' CLIP in open_clip's format."
     files = sorted(Path(source).glob('model*.safetensors'))
-    if not files or read_config(source).get('model_type') != 'clip': raise UserError(describe(source))
+    if not files or read_config(source).get('model_type') != 'clip': raise UserError(describe_file(source))
     config, tensors = _clip_config(source), rename_transformers({k: v.float() for f in files for k, v in read_tensors(f).items()})
     write_text(Path(folder)/'open_clip_config.json', json.dumps(config, indent=1))
     write_tensors(tensors, Path(folder)/'open_clip_model.safetensors')

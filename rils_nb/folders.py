@@ -12,7 +12,7 @@ import heapq, os, re
 from collections import Counter
 from pathlib import Path
 
-from .core import UserError, notice
+from .core import UserError, warn
 from .labels import name_line, natural_order
 from .samples import IMAGES, OTHER_IMAGES, read_bytes
 from .sources import Source
@@ -114,11 +114,11 @@ class Folder(Source):
         self.bad += [(kind, f'{Path(path, n)} {words}') for n, kind, words in sorted(lost, key=lambda b: b[0].split('/'))]
         if not found: raise UserError(_no_pairs(path, lost, shards) + ''.join(f'; {where}' for kind, where in self.bad[:1] if kind == 'file'))
         order, parts = _in_order(found), natural_order({n.partition('/')[0] for n in found if '/' in n})
-        if len(parts) > 1 and all(map(_PARTS.fullmatch, parts)): notice(f'the pairs of {", ".join(parts)} in `{path}` are read together: to read one part, give its folder')
+        if len(parts) > 1 and all(map(_PARTS.fullmatch, parts)): warn(f'the pairs of {", ".join(parts)} in `{path}` are read together: to read one part, give its folder')
         self.paths = [Path(path, n) for n in order]
         self.texts = {i: found[n] for i, n in enumerate(order) if os.path.splitext(os.path.basename(n))[0] + '.txt' != found[n]}
     def __len__(self): return len(self.paths)
-    def about(self, i): return None, str(self.paths[i])
+    def label_and_name(self, i): return None, str(self.paths[i])
     def raw(self, i):
         p = self.paths[i]
         return read_bytes(p), p.suffix, read_bytes(p.with_name(self.texts[i]) if i in self.texts else p.with_suffix('.txt')), None, str(p)
@@ -148,14 +148,14 @@ class ClassFolders(Source):
         self.beside = sorted(beside)
         self._say(path)
     def __len__(self): return len(self.paths)
-    def about(self, i): return self.paths[i][1], str(self.paths[i][0])
+    def label_and_name(self, i): return self.paths[i][1], str(self.paths[i][0])
     def raw(self, i):
         p, label = self.paths[i]
         return read_bytes(p), p.suffix, None, label, str(p)
     def _say(self, path):  # notices about what is left out
         some = lambda names: f'{len(names)}, ' + ', '.join(f'`{name_line(n)}`' for n in names[:3]) + ', ...' * (len(names) > 3)
-        if self.beside: notice(f'beside the class folders of `{path}` lie pictures that belong to no class and are left out: {some(self.beside)}')
-        if self.empty_folders: notice(f'folders of `{path}` without an image of their own are no classes: {some(self.empty_folders)}')
+        if self.beside: warn(f'beside the class folders of `{path}` lie pictures that belong to no class and are left out: {some(self.beside)}')
+        if self.empty_folders: warn(f'folders of `{path}` without an image of their own are no classes: {some(self.empty_folders)}')
 
 # %% ../nbs/05b_folders.ipynb #f98caad8
 def _check_classes(path, found, texts):  # folders -> their images; folders without images -> their texts; paths below `path`
@@ -165,14 +165,14 @@ def _check_classes(path, found, texts):  # folders -> their images; folders with
     if parts == classes and any(folders):
         first = next((c for c in classes if c.lower().startswith('train')), classes[0])
         raise UserError(f'the folders of `{path}` are parts of the data and no classes ({", ".join(classes)}): give one of them, as {Path(path, first)}')
-    if parts and len(classes) > 1: notice(f'folders of `{path}` are called like parts of the data ({", ".join(parts)}), and each is taken for a class')
+    if parts and len(classes) > 1: warn(f'folders of `{path}` are called like parts of the data ({", ".join(parts)}), and each is taken for a class')
     inner = lambda n: os.path.splitext(n)[0].partition('/')[2]
     named = {k: c for c in classes for n in found[c] for k in (inner(n), n.partition('/')[2])} if texts else {}
     apart = next(((named[inner(n)], c) for c in texts for n in texts[c] if inner(n) in named), None)
     if apart: raise UserError(f'`{path}` has pictures in `{apart[0]}` and texts of the same names in `{apart[1]}`, and a caption is looked for beside its picture: '
                               'move the .txt files there, or list the pairs in a table with the columns image and caption; boxes are read from a file of COCO, with coco:')
     shared = natural_order(set.intersection(*folders))
-    if len(classes) > 1 and len(shared) > 1: notice(f'each of the {len(classes)} folders of `{path}` has the folders {", ".join(shared[:3])}{", ..." * (len(shared) > 3)} in it: '
+    if len(classes) > 1 and len(shared) > 1: warn(f'each of the {len(classes)} folders of `{path}` has the folders {", ".join(shared[:3])}{", ..." * (len(shared) > 3)} in it: '
                                                     f'if those are the classes, give one of them alone, as {Path(path, classes[0])}')
 
 # %% ../nbs/05b_folders.ipynb #bc719cd1

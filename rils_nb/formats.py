@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/formats.html.md"""
 
 # %% auto #0
 __all__ = ['PICKLES', 'NAMES', 'WIDTHS', 'WHOSE', 'ELSEWHERE', 'OTHERS', 'PARTS', 'INSIDE', 'read_config', 'kind_of_folder',
-           'is_pickle', 'tensor_names', 'kind_of_names', 'guess_timm', 'guess_open_clip', 'rewriting', 'describe']
+           'is_pickle', 'tensor_names', 'kind_of_names', 'guess_timm', 'guess_open_clip', 'rewriting', 'describe_file']
 
 # %% ../nbs/13a_formats.ipynb #4e16ca08
 import json, re, shlex, zipfile
@@ -38,9 +38,9 @@ def is_pickle(path):
     "Whether a file is a pickle, or has a pickle's suffix."
     path = Path(path)
     with open(path, 'rb') as f: head = f.read(2)
-    return path.suffix.lower() in PICKLES or head[:1] == b'\x80' and head[1:] in (b'\2', b'\3', b'\4', b'\5') or head == b'PK' and bool(_pickled(path))
+    return path.suffix.lower() in PICKLES or head[:1] == b'\x80' and head[1:] in (b'\2', b'\3', b'\4', b'\5') or head == b'PK' and bool(_names_in_pickle(path))
 
-def _pickled(path):  # an archive -> names of its members, if it has a pickle
+def _names_in_pickle(path):  # an archive -> names of its members, if it has a pickle
     try:
         with zipfile.ZipFile(path) as f: members = f.namelist()
     except (zipfile.BadZipFile, OSError): return []
@@ -51,7 +51,7 @@ def tensor_names(path):  # -> list of str
     try:
         if not is_pickle(path):
             with safe_open(path, 'pt') as f: return list(f.keys())
-        inside = next((m for m in _pickled(path) if m.endswith('data.pkl')), None)
+        inside = next((m for m in _names_in_pickle(path) if m.endswith('data.pkl')), None)
         with zipfile.ZipFile(path).open(inside) if inside else open(path, 'rb') as f: found = f.read(2**26)
     except (SafetensorError, OSError, zipfile.BadZipFile, RuntimeError): return []
     texts = (found[m.end():m.end() + (m[1] or m[2])[0]] for m in re.finditer(rb'X(.)\0{3}|\x8c(.)', found, re.S))  # a pickle's strings, after their lengths
@@ -121,7 +121,7 @@ def rewriting(
     return f'python -c {shlex.quote(code)}'
 
 def _of_pickle(path):  # -> str
-    if any(m.endswith('/constants.pkl') for m in _pickled(path)):
+    if any(m.endswith('/constants.pkl') for m in _names_in_pickle(path)):
         name = path.stem if 'openai' in open_clip.list_pretrained_tags_by_model(path.stem) else 'ViT-B-32'
         return f'`{path}` is a program of TorchScript, and opening it runs code; if it is CLIP as OpenAI published it, open_clip has the same weights: give open_clip:{name}/openai'
     kind, whole = kind_of_names(tensor_names(path)), kind_of_folder(path.parent) == 'transformers'
@@ -170,7 +170,7 @@ def _of_folder(folder):  # -> str
     if kind == 'transformers' and not (weights and weights[0].suffix in PICKLES): return _of_transformers(folder)
     return _of_file(weights[0]) if weights else ''
 
-def describe(path):  # file or folder -> str, empty if it can be opened or does not exist
+def describe_file(path):  # file or folder -> str, empty if it can be opened or does not exist
     "The kind of foreign weights, and what to give in their place."
     path = Path(path)
     return _of_folder(path) if path.is_dir() else _of_file(path) if path.is_file() else ''

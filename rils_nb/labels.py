@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import open_clip
-from .core import UserError, notice, write_text
+from .core import UserError, warn, write_text
 from .samples import BadSample
 
 # %% ../nbs/04a_labels.ipynb #c9bd4357
@@ -147,9 +147,9 @@ def prompt_names(
     words = iter(map(_in_words, _without_numbers(given)))
     out = [next(words) if isinstance(n, str) else n for n in names]
     changed = [(a, b) for a, b in zip(names, out) if a != b]
-    if changed: notice(f'prompts call the class `{name_line(changed[0][0])}` `{changed[0][1]}`: {len(changed)} of {len(names)} names of classes are said in words '
+    if changed: warn(f'prompts call the class `{name_line(changed[0][0])}` `{changed[0][1]}`: {len(changed)} of {len(names)} names of classes are said in words '
                        '(blanks for underscores, words for synsets and their numbers); --class_names FILE gives others')
-    if given and all(re.fullmatch('[0-9]+', n) for n in out if isinstance(n, str)): notice(f'the classes are called by numbers, and prompts say `{given[0]}`: give their names with --class_names FILE')
+    if given and all(re.fullmatch('[0-9]+', n) for n in out if isinstance(n, str)): warn(f'the classes are called by numbers, and prompts say `{given[0]}`: give their names with --class_names FILE')
     return out
 
 # %% ../nbs/04a_labels.ipynb #c94aa48a

@@ -22,9 +22,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import VisionTransformer
 from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
-from .core import Registry, UserError, nearest, notice
-from .fetching import fetching, watching_loads
-from .formats import PICKLES, describe, kind_of_folder, rewriting
+from .core import Registry, UserError, suggest, warn
+from .fetching import report_fetch_errors, capture_missing
+from .formats import PICKLES, describe_file, kind_of_folder, rewriting
 from .loader import as_batch, eval_view
 from .samples import unit_pixels
 from .model import local_attention
@@ -68,13 +68,13 @@ def _without_registers(trunk, x, class_token):  # a timm model, (B,P+N,D) with P
     patches = x[:, trunk.num_prefix_tokens:]
     return torch.cat([x[:, :1], patches], 1) if class_token and trunk.num_prefix_tokens else patches
 
-def _kept_local(model, local):
+def _without_hub(model, local):
     if local and model.last_attention is None: raise UserError(f'`{model.name}` has no attention in its last block, so it gives no local features')
     return local_attention(model.last_attention) if local else nullcontext()
 
 # %% ../nbs/15_libraries.ipynb #fc397ee3
 def _tokenizer(name):  # of a model of open_clip
-    with fetching(f'open_clip:{name}', local=name.startswith('local-dir:')):
+    with report_fetch_errors(f'open_clip:{name}', local=name.startswith('local-dir:')):
         said = ((open_clip.get_model_config(name) or {}).get('text_cfg') or {}).get('tokenizer_kwargs') or {}
         if said.get('trust_remote_code'): raise UserError(f'the config of `open_clip:{name}` wants code of its own to be run for the tokenizer (trust_remote_code), and none is')
         return open_clip.get_tokenizer(name)
@@ -104,12 +104,12 @@ class OpenCLIP(Library):
 @patch
 def _of_timm(self:OpenCLIP, image, local=False, class_token=False):       # (B,3,S,S) uint8 -> (B,N,E), or (B,1+N,E)
     v = self.net.visual
-    with _kept_local(self, local): return v.head(_without_registers(v.trunk, v.trunk.forward_features(self.normalise(image)), class_token))
+    with _without_hub(self, local): return v.head(_without_registers(v.trunk, v.trunk.forward_features(self.normalise(image)), class_token))
 
 @patch
 def _of_open_clip(self:OpenCLIP, image, local=False, class_token=False):  # (B,3,S,S) uint8 -> (B,N,E), or (B,1+N,E)
     v = self.net.visual
-    with _kept_local(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 0 if class_token else 1:]
+    with _without_hub(self, local): x = v.ln_post(v.transformer(v._embeds(self.normalise(image))))[:, 0 if class_token else 1:]
     return x if v.proj is None else x @ v.proj
 
 # %% ../nbs/15_libraries.ipynb #92bc4ee7
@@ -143,7 +143,7 @@ class Timm(Library):
     def last_attention(self): return _last_attention(self.net)
     def encode_tokens(self, image, local=False, class_token=False):  # (B,3,S,S) uint8, local features or not, with the class token before them or not -> (B,N,D) or (B,1+N,D)
         "Features of all patches, or of all positions of a convolutional network's last map."
-        with _kept_local(self, local): x = self.net.forward_features(self.normalise(image))
+        with _without_hub(self, local): x = self.net.forward_features(self.normalise(image))
         return x.flatten(2).transpose(1, 2) if x.ndim == 4 else _without_registers(self.net, x, class_token)
 
 # %% ../nbs/15_libraries.ipynb #48f468c2
@@ -159,7 +159,7 @@ def quick_gelu_of(
 
 def _say_activation(spec, base, weights):  # -> dict of arguments of `create_model`
     trained, built = quick_gelu_of(base, weights)
-    if trained != built: notice(f'{spec} is built with {"QuickGELU" if trained else "GELU"}, which its weights were trained with (`{base}` alone has {"QuickGELU" if built else "GELU"})')
+    if trained != built: warn(f'{spec} is built with {"QuickGELU" if trained else "GELU"}, which its weights were trained with (`{base}` alone has {"QuickGELU" if built else "GELU"})')
     return dict(force_quick_gelu=trained, quick_gelu=trained)  # the second for models from which `force` cannot remove it
 
 # %% ../nbs/15_libraries.ipynb #fdaadf3c
@@ -173,13 +173,13 @@ def _file_of(weights):  # the part behind the slash -> a safetensors file, or No
     path = Path(weights)
     if not path.suffix or not (path.exists() or path.suffix in ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')): return None
     if not path.is_file(): raise UserError(f'the file of weights `{path}` does not exist')
-    if path.suffix != '.safetensors': raise UserError(describe(path))
+    if path.suffix != '.safetensors': raise UserError(describe_file(path))
     return path
 
 def _say_rest(spec, base, model):  # report what comes from the name, since the file does not record it
     short = lambda v: ' '.join(f'{x:.3g}' for x in v.flatten().tolist())
     acts = ' and '.join(dict.fromkeys(activations(model).values()))
-    notice(f'{spec}: as `{base}` has it{f", the activation is {acts}, and" if acts else ""} pixels are given the mean {short(model.mean)} and the deviation {short(model.std)}; '
+    warn(f'{spec}: as `{base}` has it{f", the activation is {acts}, and" if acts else ""} pixels are given the mean {short(model.mean)} and the deviation {short(model.std)}; '
            'a file of weights says nothing of that')
     return model
 
@@ -197,13 +197,13 @@ def open_open_clip(name):  # NAME, NAME/PRETRAINED, NAME/FILE.safetensors, local
     "A model of open_clip."
     spec, (source, folder, base, weights) = f'open_clip:{name}', _parts(name)
     if source == 'local-dir': _check_folder('open_clip', folder)
-    if not source and base not in open_clip.list_models(): raise UserError(f'open_clip has no model `{base}`{nearest(base, open_clip.list_models())}')
+    if not source and base not in open_clip.list_models(): raise UserError(f'open_clip has no model `{base}`{suggest(base, open_clip.list_models())}')
     if not source and not weights: print(f'open_clip:{base} is given random weights; trained ones are open_clip:{base}/PRETRAINED')
     tags, file = open_clip.list_pretrained_tags_by_model(base), weights and _file_of(weights)
     if weights and not file and weights not in tags:
-        raise UserError(f'open_clip has no weights `{weights}` of `{base}`{nearest(weights, tags)} (valid: {", ".join(tags) or "none"})')
+        raise UserError(f'open_clip has no weights `{weights}` of `{base}`{suggest(weights, tags)} (valid: {", ".join(tags) or "none"})')
     trained, how = bool(weights or source), _say_activation(spec, base, weights) if weights and not file else {}
-    with fetching(spec, trained, local=source == 'local-dir', expected='QuickGELU mismatch'):
+    with report_fetch_errors(spec, trained, local=source == 'local-dir', expected='QuickGELU mismatch'):
         model = OpenCLIP(base, open_clip.create_model(base, pretrained=str(weights) or None, require_pretrained=trained, pretrained_text=trained, **how)).eval()
     return _say_rest(spec, base, model) if file else model
 
@@ -221,7 +221,7 @@ def _lacking(spec, net, loads):  # -> names of the classifier's tensors that are
     missing = of_net[-1] if of_net else []
     lost = [k for k in missing if not k.startswith(tuple(f'{e}.' for e in ([ends] if isinstance(ends, str) else ends)))]
     if lost: raise UserError(f'`{spec}` has no weights for {len(lost)} of its tensors, e.g. `{lost[0]}`, which would stay random: they are of another network')
-    if missing: notice(f'{spec}: the weights have no classifier of {net.num_classes} classes, so it is left out')
+    if missing: warn(f'{spec}: the weights have no classifier of {net.num_classes} classes, so it is left out')
     return missing
 
 @OPENERS.register('timm')
@@ -231,17 +231,17 @@ def open_timm(name):  # NAME, NAME/pretrained, NAME.TAG, NAME/FILE.safetensors, 
     if source == 'local-dir': _check_folder('timm', folder)
     file = weights not in ('', 'pretrained') and _file_of(weights)
     if weights not in ('', 'pretrained') and not file: raise UserError(f'timm models are timm:NAME, timm:NAME/pretrained or timm:NAME/FILE.safetensors; given `{spec}`')
-    if not source and not timm.is_model(base): raise UserError(f'timm has no model `{base}`{nearest(base, timm.list_models())}')
+    if not source and not timm.is_model(base): raise UserError(f'timm has no model `{base}`{suggest(base, timm.list_models())}')
     trained = bool(weights or source or '.' in base)
     if not trained: print(f'timm:{base} is given random weights; trained ones are timm:{base}/pretrained')
     how = dict(num_classes=0) if file or not trained else {}
     if file: how |= dict(pretrained_cfg_overlay=dict(file=str(file)))
-    with fetching(spec, trained, local=source == 'local-dir'), watching_loads() as loads:
+    with report_fetch_errors(spec, trained, local=source == 'local-dir'), capture_missing() as loads:
         net = timm.create_model(base, pretrained=trained, **how)
         quick = 'natively QuickGELU' in ' '.join(net.pretrained_cfg.get('notes') or ()) and activation(net, 'visual.trunk') == 'GELU'
         if quick: net = timm.create_model(base, pretrained=trained, act_layer='quick_gelu', **how)
         model = Timm(base, net, *(_take_off(net, _lacking(spec, net, loads)) if trained else ())).eval()
-    if quick and trained: notice(f'{spec} is built with QuickGELU, which its weights were trained with (timm alone builds it with GELU)')
+    if quick and trained: warn(f'{spec} is built with QuickGELU, which its weights were trained with (timm alone builds it with GELU)')
     return _say_rest(spec, base, model) if file else model
 
 # %% ../nbs/15_libraries.ipynb #3551f199

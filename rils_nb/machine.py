@@ -19,7 +19,7 @@ from accelerate.utils import DDPCommunicationHookType, DistributedType
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from . import WAIT_VARIABLES
-from .core import UserError, notice
+from .core import UserError, warn
 from .processes import tune_cpu, world
 
 # %% ../nbs/30_machine.ipynb #d8070a9c
@@ -35,7 +35,7 @@ def _mixed_precision(config, before=''):  # -> 'bf16' or 'no', as Accelerate cal
     if chosen == 'bf16' and torch.cuda.is_available() and not bf16: raise UserError(
         'this GPU has no bf16: ' + ('use --precision float32' if config.precision == 'bf16' else 'this run began in it, so resume it on a machine that has it'))
     if config.precision == 'auto' and bf16 != (chosen == 'bf16'):
-        notice(f'--precision auto goes on in {words[chosen]}, in which this run began (by itself this machine takes {words["bf16" if bf16 else "no"]})')
+        warn(f'--precision auto goes on in {words[chosen]}, in which this run began (by itself this machine takes {words["bf16" if bf16 else "no"]})')
     return chosen
 
 # %% ../nbs/30_machine.ipynb #ce7ee5cf
@@ -128,5 +128,5 @@ def start(
     acc = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=precision, log_with=trackers or None, project_dir=config.out,
                       kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=timedelta(hours=1))])  # what one process does alone, reading an index or drawing pictures, may keep the others waiting
     _check_launch(acc, config, world()[1])
-    if acc.device.type == 'cpu' and (idle := _idle_cores(world()[1])): notice(idle)
+    if acc.device.type == 'cpu' and (idle := _idle_cores(world()[1])): warn(idle)
     return acc

@@ -11,7 +11,7 @@ __all__ = ['Pixels', 'MAE']
 from .core import UserError
 from .decoders import DECODERS
 from .losses import patchify, pixel_reconstruction
-from .masking import take
+from .masking import gather_tokens
 from .methods import METHODS, Method
 from .teachers import ask, check_teacher
 
@@ -37,7 +37,7 @@ class Pixels:
     def pixels(self, image, seen, mask):  # (B,3,H,W) normalised, (B,1+V,D) features of the visible patches, Mask -> (B,), the mean over the batch for each image
         "Mean squared error of the hidden patches."
         g = self.decoder(seen, mask)                                                # (B,M,p*p*3)
-        true = take(patchify(image, self.patch_size), mask.hidden)
+        true = gather_tokens(patchify(image, self.patch_size), mask.hidden)
         return pixel_reconstruction(g, true, self.normalise_pixels).expand(len(image))
 
 # %% ../nbs/12b_mae.ipynb #2ab200d8
@@ -72,5 +72,5 @@ class MAE(Pixels, Method):
         return self.pixels(x, self.visual.encode(self.visual.embed(x), mask.visible), mask),
 
     def forward(self, batch):
-        loss = self.in_parts(self.towers, batch['image'], batch['keys'])[0].mean()
+        loss = self.accumulate(self.towers, batch['image'], batch['keys'])[0].mean()
         return dict(loss=loss, reconstruction=loss.detach())

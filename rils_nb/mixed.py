@@ -40,7 +40,7 @@ class Labels(Source):
     def __reduce__(self): return _again, (self.source, self.bad, self.prompts, self.names)
     @property
     def sizes(self): return getattr(self.source, 'sizes', None) or [len(self)]
-    def about(self, i): return None, self.source.about(i)[1]
+    def label_and_name(self, i): return None, self.source.label_and_name(i)[1]
     def _captions(self, y): return [ClassCaption(p.format(self.names[y]), self.names[y]) for p in self.prompts]
 
 # %% ../nbs/06b_mixed.ipynb #98172527
@@ -71,9 +71,9 @@ class Mixed(Source):
     def _find(self, i):  # -> part, number of the sample in it
         k = bisect_right(self.ends, i)
         return self.parts[k], i - (self.ends[k - 1] if k else 0)
-    def about(self, i):
+    def label_and_name(self, i):
         part, j = self._find(i)
-        return None, part.about(j)[1]
+        return None, part.label_and_name(j)[1]
     def fingerprint(self): return hash_names(f'{type(p).__name__} {len(p)} {_fingerprint(p)}' for p in self.parts)
 
 def _open_part(spec, columns):

@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/model.html.md"""
 
 # %% auto #0
 __all__ = ['SIZES', 'ENCODERS', 'Size', 'rils_tiny_patch8_32', 'rils_mini_patch8_64', 'positions', 'values', 'local_attention',
-           'queries_and_keys', 'attention_to_patches', 'overheard', 'init_like_mae', 'ImageEncoder', 'TextEncoder']
+           'queries_and_keys', 'attention_to_patches', 'capture_input', 'init_like_mae', 'ImageEncoder', 'TextEncoder']
 
 # %% ../nbs/09_model.ipynb #e71bb0fb
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from .core import Registry, UserError
 from .samples import unit_pixels
-from .masking import take
+from .masking import gather_tokens
 from .weights import begin_pass, is_casting
 from .blocks import EncoderBlock, Stack, TextBlock, make_row
 
@@ -142,7 +142,7 @@ def attention_to_patches(
     return (q @ k.transpose(-1, -2) / q.shape[-1]**0.5).softmax(-1).mean((1, 2))[:, -n:]
 
 @contextmanager
-def overheard(
+def capture_input(
     attn,      # an attention, or another module; yields a list
     ask=None,  # function of it and of what it is given, whose answer is kept in its place; asked at once, while weights in shards are whole
 ):
@@ -232,7 +232,7 @@ def tokens(self:ImageEncoder,
     visible=None, # (B,V) indices of visible patches; None: all
 ):  # -> (B,1+N,D) or (B,1+V,D), the class token first
     "What goes into the first block."
-    t, x = self.trunk, patches if visible is None else take(patches, visible)
+    t, x = self.trunk, patches if visible is None else gather_tokens(patches, visible)
     cls = (t.cls_token + t.pos_embed[:, :1]).expand(x.shape[0], -1, -1)  # `len` would be a fixed number in an exported program
     return t.norm_pre(torch.cat([cls.to(x.dtype), x], 1))
 
@@ -272,9 +272,9 @@ def encode_both(self:ImageEncoder,
 
 # %% ../nbs/09_model.ipynb #631b9f02
 @patch
-def localised(self:ImageEncoder,
+def local_features_of(self:ImageEncoder,
     image,   # (B,3,H,W) uint8
-    entered, # list of what went into the last block when all patches of it were encoded, see `overheard`
+    entered, # list of what went into the last block when all patches of it were encoded, see `capture_input`
 ):  # -> (B,1+N,D)
     "The local features of images that were just encoded."
     last = self.trunk.blocks[-1]

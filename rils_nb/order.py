@@ -28,13 +28,13 @@ def hash_names(names):  # iterable of str, in an order -> int
 def sample_names(self:Source):  # -> iterator over str
     "The names of all samples, in order."
     for i in range(len(self)):
-        try: yield self.about(i)[1]
+        try: yield self.label_and_name(i)[1]
         except BadSample as e: yield e.where
 
 @patch
 def fingerprint(self:Source):  # -> int, or None if the names need the samples
     "A number that changes when the order of the samples changes."
-    return None if type(self).about is Source.about and type(self).sample_names is Source.sample_names else hash_names(self.sample_names())
+    return None if type(self).label_and_name is Source.label_and_name and type(self).sample_names is Source.sample_names else hash_names(self.sample_names())
 
 # %% ../nbs/06a_order.ipynb #0b72e439
 @patch

@@ -17,18 +17,18 @@ from PIL import Image
 import torch
 from torchvision.transforms import v2
 import webdataset as wds
-from .core import UserError, key, noise, only_one, printable, progress_bar, write_text, writing
+from .core import UserError, hash_key, keyed_uniform, file_lock, printable, progress_bar, write_text, write_errors
 from .labels import name_line, save_names
 from .rle import RLEMasks, encode_masks
 from .loader import IGNORED, annotation_of
-from .samples import BadSample, clean_captions, decode_image, encode_png, image_format, kinds
+from .samples import BadSample, clean_captions, decode_image, encode_png, image_format, count_kinds
 from .tokens import CONTEXT, caption_id, count_tokens
 from .sources import has_files
 
 # %% ../nbs/41_packing.ipynb #00994f98
 _STORED = dict(JPEG=('.jpg', '.jpeg'), MPO=('.jpg', '.jpeg'), PNG=('.png',), WEBP=('.webp',), GIF=('.gif',), BMP=('.bmp',), AVIF=('.avif',))  # formats of shards, their suffixes
 
-def _stored(source, i):  # -> image (3,H,W), the file that holds it, its suffix, captions, label
+def _read_stored(source, i):  # -> image (3,H,W), the file that holds it, its suffix, captions, label
     if not has_files(source):
         sample = source.read(i)
         return sample['image'], encode_png(sample['image']), '.png', sample['captions'], sample.get('label')
@@ -38,24 +38,24 @@ def _stored(source, i):  # -> image (3,H,W), the file that holds it, its suffix,
     return image, encode_png(image), '.png', captions, label
 
 # %% ../nbs/41_packing.ipynb #9f329da4
-def _smaller(image, side, quality):  # (3,H,W) -> the image whose shorter side is `side`, and its JPEG
+def _shrink(image, side, quality):  # (3,H,W) -> the image whose shorter side is `side`, and its JPEG
     small = v2.functional.resize(image, [side], v2.InterpolationMode.BICUBIC, antialias=True)
     v2.functional.to_pil_image(small).save(buffer := io.BytesIO(), 'JPEG', quality=quality)
     return small, buffer.getvalue()
 
-def _sized(truth, size):  # (k,H,W) of numbers -> (k,h,w) uint8, resized like the image
+def _resize_map(truth, size):  # (k,H,W) of numbers -> (k,h,w) uint8, resized like the image
     truth, same = truth.byte(), truth.shape[1:] == size
     return truth if same or not len(truth) else v2.functional.resize(truth, list(size), v2.InterpolationMode.NEAREST_EXACT)
 
 def _map_png(truth, size):  # (H,W) -> bytes of a grey PNG
-    Image.fromarray(_sized(truth[None], size)[0].numpy()).save(buffer := io.BytesIO(), 'PNG')
+    Image.fromarray(_resize_map(truth[None], size)[0].numpy()).save(buffer := io.BytesIO(), 'PNG')
     return buffer.getvalue()
 
 # %% ../nbs/41_packing.ipynb #6fe61d81
 def _objects_json(known, names, was, size):  # objects of an image whose original size is `was` -> bytes
     known = {k: known[k] for k in ('boxes', 'labels', 'crowd', 'area', 'masks', 'outlined') if k in known}
     down, right = (b / a for a, b in zip(was, size))                                        # 1 where the size is unchanged
-    if was != size: known = _left(known, size, (known['boxes'][:, 2:] - known['boxes'][:, :2]) * torch.tensor([right, down]))
+    if was != size: known = _keep_visible(known, size, (known['boxes'][:, 2:] - known['boxes'][:, :2]) * torch.tensor([right, down]))
     boxes = known['boxes'].double() * torch.tensor([right, down]).double().repeat(2)
     columns = dict(category=[names[y] for y in known['labels']], bbox=torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist(),
                    iscrowd=known['crowd'].int().tolist() if 'crowd' in known else [0] * len(boxes))
@@ -65,7 +65,7 @@ def _objects_json(known, names, was, size):  # objects of an image whose origina
     rows = [{k: v for k, v in zip(columns, row) if v is not None} for row in zip(*columns.values())]
     return json.dumps(dict(image=dict(height=size[0], width=size[1]), annotations=rows), ensure_ascii=False).encode()
 
-def _left(known, size, sides):  # drop resized objects, with new sides (k,2), that have no pixel left
+def _keep_visible(known, size, sides):  # drop resized objects, with new sides (k,2), that have no pixel left
     left = (sides >= 1).all(1)
     if 'masks' in known:
         known['masks'] = encode_masks((known['masks'] if isinstance(known['masks'], RLEMasks) else encode_masks(known['masks'])).resize(size))
@@ -74,13 +74,13 @@ def _left(known, size, sides):  # drop resized objects, with new sides (k,2), th
 
 # %% ../nbs/41_packing.ipynb #2df24872
 def _members(source, i, resize, quality):  # suffix -> bytes
-    image, data, suffix, captions, label = _stored(source, i)
+    image, data, suffix, captions, label = _read_stored(source, i)
     known, was = _annotation(source, i, image), image.shape[1:]
-    if resize and min(was) > resize: (image, data), suffix = _smaller(image, resize, quality), '.jpg'
+    if resize and min(was) > resize: (image, data), suffix = _shrink(image, resize, quality), '.jpg'
     members = {suffix.lower().lstrip('.'): data}
     if 'semantic' in known: members['map.png'] = _map_png(known['semantic'], image.shape[1:])
     if 'boxes' in known: members['objects.json'] = _objects_json(known, source.object_names, was, image.shape[1:])
-    if 'boxes' in known and getattr(source, 'federated', False): members['objects.json'] = _with_searched(members['objects.json'], source, i)
+    if 'boxes' in known and getattr(source, 'federated', False): members['objects.json'] = _add_searched(members['objects.json'], source, i)
     if captions: members['txt'] = captions[0].encode()
     if len(captions) > 1: members['json'] = json.dumps(dict(caption=captions), ensure_ascii=False).encode()
     return members if label is None else members | {'cls': str(label).encode()}
@@ -90,9 +90,9 @@ def _annotation(source, i, image):  # label map and objects of an image, where t
     return annotation_of(source, i, image) if named else {}
 
 # %% ../nbs/41_packing.ipynb #a3e43daf
-def _with_searched(objects, source, i):  # bytes of .objects.json -> the same with the classes searched for in the image
+def _add_searched(objects, source, i):  # bytes of .objects.json -> the same with the classes searched for in the image
     said = json.loads(objects)
-    said['image'] |= {k.replace('category_ids', 'categories'): [source.object_names[c] for c in found] for k, found in source.searched(i).items()}
+    said['image'] |= {k.replace('category_ids', 'categories'): [source.object_names[c] for c in found] for k, found in source.searched_classes(i).items()}
     return json.dumps(said, ensure_ascii=False).encode()
 
 def _save_details(source, out):  # properties of the object classes, in a file beside the shards
@@ -103,7 +103,7 @@ def _save_details(source, out):  # properties of the object classes, in a file b
     write_text(path, json.dumps(dict(federated=bool(getattr(source, 'federated', False)), classes=classes), ensure_ascii=False, indent=1) + '\n')
 
 # %% ../nbs/41_packing.ipynb #ee84137a
-def _order(n, seed): return range(n) if seed is None else noise(torch.tensor([key(seed, 'pack')]), n)[0].argsort().tolist()
+def _order(n, seed): return range(n) if seed is None else keyed_uniform(torch.tensor([hash_key(seed, 'pack')]), n)[0].argsort().tolist()
 
 # %% ../nbs/41_packing.ipynb #5e694b7b
 def _names_of(source, out):  # -> dict: file of names of classes beside the shards -> the names, or None
@@ -128,7 +128,7 @@ def pack(
     "Write shards; raises `UserError` if shards of this name exist, or another process is writing them."
     out, bad = Path(out), list(getattr(source, 'bad', ()))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(out.parent/f'.{out.name}.packing', f'packing `{out}`'):
+    with file_lock(out.parent/f'.{out.name}.packing', f'packing `{out}`'):
         _check_free(source, out)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as aside:
             with wds.ShardWriter(f'{aside}/{out.name}'.replace('%', '%%') + '-%06d.tar', maxcount=per_shard, encoder=False, mtime=0, verbose=0) as writer:
@@ -141,12 +141,12 @@ def pack(
             for path, names in _names_of(source, out).items():
                 if names: save_names(path, names)
             _save_details(source, out)
-            with writing(out):
+            with write_errors(out):
                 for p in paths: os.replace(Path(aside)/p.name, p)
     return paths, bad
 
 # %% ../nbs/41_packing.ipynb #74f1819d
-def _spread(values): return '{} / {:.0f} / {}'.format(min(values), np.median(values), max(values)) if values else '-'
+def _min_median_max(values): return '{} / {:.0f} / {}'.format(min(values), np.median(values), max(values)) if values else '-'
 
 def _is_plain(image):  # (3,H,W) uint8 -> is it nearly of one colour?
     h, w = image.shape[1:]
@@ -167,7 +167,7 @@ def _object_figures(labels, source, blank=()):  # list of labels for each annota
     if not labels: return {}
     found = Counter(y for image in labels for y in image).most_common()
     words = lambda some: ', '.join(f'{source.object_names[y]} {n}' for y, n in some)
-    figures = {'images with objects': f'{sum(map(bool, labels))} of {len(labels)}', 'objects': sum(map(len, labels)), 'objects of an image': _spread([len(image) for image in labels]),
+    figures = {'images with objects': f'{sum(map(bool, labels))} of {len(labels)}', 'objects': sum(map(len, labels)), 'objects of an image': _min_median_max([len(image) for image in labels]),
                'classes of objects': f'{len(found)} of {len(source.object_names)} occur', 'most objects': words(found[:3]), 'fewest objects': words(found[3:][-3:])}
     wrong = getattr(source, 'counted', {})
     return {k: v for k, v in figures.items() if v != ''} | ({'objects with mistakes': ', '.join(f'{n} {what}' for what, n in wrong.items())} if wrong else {}) | _object_damage(source, blank)
@@ -178,7 +178,7 @@ def _class_figures(labels, source):  # list of labels, None for a sample without
     numbers = range(len(names)) if names else sorted(found)
     name = lambda k: name_line(str(names[k])) if names else f'{k} (without a name)'
     some = lambda words: ', '.join(words[:5]) + ', ...' * (len(words) > 5)
-    figures = {'classes': f'{len(numbers)}: ' + some([f'{name(k)} {found[k]}' for k in numbers[:6]]), 'images of a class': _spread([found[k] for k in numbers])}
+    figures = {'classes': f'{len(numbers)}: ' + some([f'{name(k)} {found[k]}' for k in numbers[:6]]), 'images of a class': _min_median_max([found[k] for k in numbers])}
     left_out = {'classes without an image': [name(k) for k in numbers if not found[k]], 'folders without an image': list(map(name_line, getattr(source, 'empty_folders', ()))),
                 'pictures of no class': list(map(name_line, getattr(source, 'beside', ())))}
     return figures | {k: f'{len(v)}: {some(v)}' for k, v in left_out.items() if v} | ({'samples without a label': labels.count(None)} if None in labels else {})
@@ -192,7 +192,7 @@ def _object_damage(source, blank):  # names of images whose outlines have no pix
 
 DAMAGED_OBJECTS = 'damaged: objects'
 
-def _blank(known, name):  # annotation of an image -> its name for each outline without a pixel
+def _blank_outlines(known, name):  # annotation of an image -> its name for each outline without a pixel
     masks = known.get('masks')
     if not isinstance(masks, RLEMasks): return []
     return [f'`{name}`'] * int(((masks.area() == 0) & known.get('outlined', torch.ones(len(masks), dtype=torch.bool))).sum())
@@ -212,7 +212,7 @@ def check(source):  # -> dict of statistics, list of (kind, where)
             continue
         if 'semantic' in known: pixels.update(dict(zip(*(v.tolist() for v in known['semantic'].unique(return_counts=True)))))
         if 'labels' in known: objects.append(known['labels'].tolist())
-        blank += _blank(known, sample.get('name'))
+        blank += _blank_outlines(known, sample.get('name'))
         sizes.append(tuple(sample['image'].shape[:0:-1]))
         if _is_plain(sample['image']): plain.append(str(sample.get('name', i)))
         counts.append(len(sample['captions']))
@@ -221,8 +221,8 @@ def check(source):  # -> dict of statistics, list of (kind, where)
         texts.update(map(caption_id, sample['captions']))
     rows, cut = getattr(source, 'row_count', len(source)), sum(n > CONTEXT for n in lengths)
     figures = dict(shards=len(source.sizes)) | ({'rows': rows} if rows != len(source) else {}) | dict(samples=len(source), good=len(sizes), damaged=len(bad)) | {
-        'width min / median / max': _spread([w for w, _ in sizes]), 'height': _spread([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _spread(counts),
-        'tokens of a caption': _spread(lengths), 'captions cut at 77 tokens': f'{cut} ({cut / len(lengths):.1%})' if cut else '0', 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
+        'width min / median / max': _min_median_max([w for w, _ in sizes]), 'height': _min_median_max([h for _, h in sizes]), 'captions': len(lengths), 'captions of an image': _min_median_max(counts),
+        'tokens of a caption': _min_median_max(lengths), 'captions cut at 77 tokens': f'{cut} ({cut / len(lengths):.1%})' if cut else '0', 'captions that repeat': f'{1 - len(texts) / len(lengths):.1%}' if lengths else '-'}
     return figures | _plain_figures(plain, len(sizes)) | _class_figures(labels, source) | _map_figures(pixels, source) | _object_figures(objects, source, blank), bad
 
 # %% ../nbs/41_packing.ipynb #4b840940
@@ -234,7 +234,7 @@ def pack_command(
     try: paths, bad = pack(source, a.out, a.per_shard, a.resize, a.quality, None if a.shuffle == 'off' else int(a.shuffle))
     except OSError as e: raise UserError(f'cannot write `{a.out}-*.tar`: {e.strerror}')
     print(f'{len(paths)} shards: {paths[0]} to {paths[-1].name}' if paths else 'nothing to pack')
-    if bad: print(f'left out as damaged: {kinds(bad)} (rils-data check names them)')
+    if bad: print(f'left out as damaged: {count_kinds(bad)} (rils-data check names them)')
     return 0
 
 # %% ../nbs/41_packing.ipynb #716855a0

@@ -14,8 +14,8 @@ from pathlib import Path
 import open_clip
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from .core import UserError, nearest, notice, write_text
-from .formats import describe, guess_open_clip, kind_of_names
+from .core import UserError, suggest, warn, write_text
+from .formats import describe_file, guess_open_clip, kind_of_names
 from .runs import read_tensors, write_tensors
 
 # %% ../nbs/14c_pickles.ipynb #8acdb790
@@ -84,7 +84,7 @@ def from_open_clip(
     model='', # open_clip's name of the model; empty: the one whose shapes it has
 ):
     "Write a checkpoint of open_clip in the format that opens by itself; raises `UserError` where its model is not known."
-    if model and model not in open_clip.list_models(): raise UserError(f'open_clip has no model `{model}`{nearest(model, open_clip.list_models())}')
+    if model and model not in open_clip.list_models(): raise UserError(f'open_clip has no model `{model}`{suggest(model, open_clip.list_models())}')
     name, tensors = model or guess_open_clip(file), read_tensors(file)
     if not name: raise UserError(f'`{path}` has open_clip\'s names, and no model of open_clip has the shapes of its image encoder: give its name, --model NAME')
     config = open_clip.get_model_config(name)
@@ -92,7 +92,7 @@ def from_open_clip(
     wrong = [k for k in wanted.keys() | tensors.keys() if k not in tensors or k not in wanted or tensors[k].numel() != wanted[k].numel()]
     if wrong: raise UserError(f'`{path}` does not fit the model `{name}` of open_clip, e.g. `{min(wrong)}`: give another name, --model NAME')
     quick = config.get('quick_gelu', False)
-    if not model: notice(f'`{path}` has the shapes of `{name}`, built with {"QuickGELU" if quick else "GELU"}, and does not say how it was trained: another name is given by --model, as {name}-quickgelu')
+    if not model: warn(f'`{path}` has the shapes of `{name}`, built with {"QuickGELU" if quick else "GELU"}, and does not say how it was trained: another name is given by --model, as {name}-quickgelu')
     _write(folder, config, dict(mean=OPENAI_CLIP_MEAN, std=OPENAI_CLIP_STD, interpolation='bicubic', resize_mode='shortest'), {k: tensors[k].reshape(v.shape) for k, v in wanted.items()})
 
 # %% ../nbs/14c_pickles.ipynb #d9665b02
@@ -102,7 +102,7 @@ def convert_pickle(
     model='', # open_clip's name of the model, for a checkpoint of open_clip
 ):  # -> str: how to open it; or None, with the tensors of the released RILS in `folder`/released.safetensors
     "Convert a checkpoint of SLIP or open_clip into a folder in open_clip's format; raises `UserError` for any other file."
-    if 'TorchScript' in (words := describe(path)): raise UserError(words)
+    if 'TorchScript' in (words := describe_file(path)): raise UserError(words)
     file = Path(folder)/'released.safetensors'
     read_pickle(path, file)
     tensors = read_tensors(file)

@@ -17,20 +17,20 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from tqdm.contrib.concurrent import process_map
-from .core import Registry, UserError, nearest, notice, progress_bar
+from .core import Registry, UserError, suggest, warn, progress_bar
 from .folders import ClassFolders, Folder, _folder, _has_classes, _images
 from .labels import class_names, label_name, name_line, natural_order, read_templates
 from .scenes import Scenes
-from .samples import BadSample, bounded, is_one_line, parse_json
+from .samples import BadSample, check_bounds, is_one_line, parse_json
 from .shards import _ORDER, WINDOW, _after_the_first, _index, _length, pread, shard_paths, explain_compressed
 from .sources import Source
 from .table_files import show_text
 from .tables import Manifest, _Rows
 
 # %% ../nbs/06_readers.ipynb #90eda190
-def _name_files(path): return _beside(path, 'classes', 'classnames.txt')
+def _name_files(path): return _find_sidecars(path, 'classes', 'classnames.txt')
 
-def _beside(path, what, public):  # shard -> possible files of its pack: NAME-what.txt, as `pack` writes it, or a public pack's
+def _find_sidecars(path, what, public):  # shard -> possible files of its pack: NAME-what.txt, as `pack` writes it, or a public pack's
     folder = os.path.dirname(path)
     return [p for p in (re.sub(r'-\d+\.tar$', f'-{what}.txt', path), os.path.join(folder, public), os.path.normpath(os.path.join(folder, '..', public))) if p != path]
 
@@ -57,7 +57,7 @@ class Shards(Source):
     @property
     def sizes(self): return self.lengths
     def __len__(self): return self.starts[-1]
-    def about(self, i): return self._parts(i)[1:]
+    def label_and_name(self, i): return self._parts(i)[1:]
 
 # %% ../nbs/06_readers.ipynb #59c17d95
 @patch
@@ -75,7 +75,7 @@ def _rows(self:Shards, shard):  # -> its rows of offsets
 # %% ../nbs/06_readers.ipynb #d6025e5a
 @patch
 def _read(self:Shards, shard, offset, size):  # offset in blocks
-    bounded(size, f'{self.paths[shard]}: a member')
+    check_bounds(size, f'{self.paths[shard]}: a member')
     try:
         if shard not in self.files:
             if len(self.files) >= 256: os.close(self.files.pop(next(iter(self.files))))
@@ -178,7 +178,7 @@ def _number_words(self:Shards, spec):  # if most of the first .cls of a pack are
     found = natural_order({w for k in shards if self.lengths[k] for w in self._words(k) if w})
     if self.classes and not set(found) & set(self.classes):
         raise UserError(f'the .cls of `{spec}` are words, e.g. `{name_line(found[0])}`, and none of them is among {beside}, e.g. `{name_line(self.classes[0])}`')
-    notice(f'the .cls of `{spec}` are words, {len(found)} of them, numbered in ' + (f'the order of {beside}' if self.classes else 'their natural order'))
+    warn(f'the .cls of `{spec}` are words, {len(found)} of them, numbered in ' + (f'the order of {beside}' if self.classes else 'their natural order'))
     self.classes = self.classes or found
     self.words = {w: i for i, w in enumerate(self.classes)}
 
@@ -196,8 +196,8 @@ def _label(self:Shards, get, name):  # function that reads a .cls, name of the s
 
 @patch(as_prop=True)
 def templates(self:Shards):
-    file = next(filter(os.path.isfile, _beside(self.paths[0], 'templates', 'zeroshot_classification_templates.txt')), None)
-    if file: notice(f'the prompts are those of `{file}`')
+    file = next(filter(os.path.isfile, _find_sidecars(self.paths[0], 'templates', 'zeroshot_classification_templates.txt')), None)
+    if file: warn(f'the prompts are those of `{file}`')
     return read_templates(file) if file else None
 
 # %% ../nbs/06_readers.ipynb #4fdfab8e
@@ -216,7 +216,7 @@ def _scenes(spec, **_):
     given = [o.partition('=') for o in spec.split(',') if o]
     kinds = dict(split=str, n=int, size=int, seed=int, style=str, objects=int)
     for k, _, v in given:
-        if k not in kinds: raise UserError(f'unknown option `{k}` of the scenes{nearest(k, kinds)} (valid: {", ".join(kinds)})')
+        if k not in kinds: raise UserError(f'unknown option `{k}` of the scenes{suggest(k, kinds)} (valid: {", ".join(kinds)})')
         if kinds[k] is int and not re.fullmatch(r'-?[0-9]+', v): raise UserError(f'{k} of the scenes is a whole number, given `{v}`')
     return Scenes(**{k: kinds[k](v) for k, _, v in given})
 
@@ -247,7 +247,7 @@ def open_source(
     if colon and kind in READERS: return READERS[kind][1](rest, image_key=image_key, caption_key=caption_key, label_key=label_key)
     for fits, reader in READERS.values():
         if fits(spec): return reader(spec, image_key=image_key, caption_key=caption_key, label_key=label_key)
-    near = nearest(kind, READERS | LAZY) if not os.sep in spec else ''
+    near = suggest(kind, READERS | LAZY) if not os.sep in spec else ''
     what = 'a file of a kind that is not known' if os.path.isfile(spec) else 'neither a file nor a folder that exists'
     raise UserError(f'cannot read `{spec}`{near}: it is {what}; give scenes, a pattern of .tar files, a .csv, .tsv, .jsonl or .json, '
                     f'or a folder (or KIND:... with KIND one of {", ".join(READERS | LAZY)})')

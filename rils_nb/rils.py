@@ -20,12 +20,12 @@ from torch.distributed.tensor import DTensor
 from .core import Registry, UserError
 from .processes import gather
 from .tokens import tokenize
-from .masking import Mask, take
+from .masking import Mask, gather_tokens
 from .weights import is_casting
 from .passes import TwoPasses
-from .model import SIZES, TextEncoder, attention_to_patches, overheard
+from .model import SIZES, TextEncoder, attention_to_patches, capture_input
 from .decoders import DECODERS
-from .losses import contrastive, global_mean, language_kl, matched, normalise_pair, sigmoid_contrastive
+from .losses import contrastive, global_mean, language_kl, find_matched, normalise_pair, sigmoid_contrastive
 from .mae import MAE, Pixels
 from .methods import METHODS, Method, Momentum
 
@@ -70,7 +70,7 @@ def towers(self:CLIP, image, tokens, words=None, samples=None):  # (B,3,H,W) uin
 def compare(self:CLIP, z_i, z_t, batch):  # (B,E), (B,E), dict -> scalar, (B,) bool
     "The contrastive loss, and which images are matched: the set C."
     if self.one_pairing: z_i, z_t = normalise_pair(z_i, z_t)
-    return self.comparison(self, z_i, z_t, batch.get('ids')), matched(z_i, z_t, batch.get('ids'), self.one_pairing)
+    return self.comparison(self, z_i, z_t, batch.get('ids')), find_matched(z_i, z_t, batch.get('ids'), self.one_pairing)
 
 @patch
 def parts(self:CLIP, loss, hit, **more):  # what `forward` returns
@@ -81,7 +81,7 @@ def parts(self:CLIP, loss, hit, **more):  # what `forward` returns
 @patch
 def forward(self:CLIP, batch):  # dict -> dict
     "The contrastive loss of a batch, and how many images find their own text."
-    z_i, z_t = self.in_parts(self.towers, batch['image'], batch['tokens'], words=batch.get('words'), samples=batch.get('samples'))
+    z_i, z_t = self.accumulate(self.towers, batch['image'], batch['tokens'], words=batch.get('words'), samples=batch.get('samples'))
     loss, hit = self.compare(z_i, z_t, batch)
     return self.parts(loss, hit, contrastive=loss)
 
@@ -139,7 +139,7 @@ class MAECLIP(Pixels, Joint):
         return v.project(v.pool(full)), self.text(tokens, words), self.pixels(pixels, seen, mask)
 
     def forward(self, batch):
-        z_i, z_t, recon = self.in_parts(self.towers, batch['image'], batch['tokens'], batch['keys'], words=batch.get('words'))
+        z_i, z_t, recon = self.accumulate(self.towers, batch['image'], batch['tokens'], batch['keys'], words=batch.get('words'))
         (contra, hit), recon = self.compare(z_i, z_t, batch), recon.mean()
         return self.parts(self.both(contra, recon, batch), hit, contrastive=contra, reconstruction=recon)
 
@@ -179,15 +179,15 @@ class RILS(Joint):
 def towers(self:RILS, image, tokens, keys, words=None, passes=None):  # (B,3,H,W) uint8, (B,L), (B,), int, TwoPasses if they are joined -> (B,E), (B,E), (B,K,D), (B,V), (B,M)
     "Both embeddings, the features f of the patches that are asked for, without a gradient, and the mask."
     v, last = self.visual, self.visual.trunk.blocks[-1]
-    with overheard(last.attn, self.look) if self.asks_scores else nullcontext() as looks, overheard(last) if self.local_targets else nullcontext() as entered:
+    with capture_input(last.attn, self.look) if self.asks_scores else nullcontext() as looks, capture_input(last) if self.local_targets else nullcontext() as entered:
         x = passes.first() if passes else v.run_blocks(v.tokens(v.patches(image)))  # (B,1+N,D)
     mask = self.mask(keys, image, looks and looks[0])
     f = self.targets(image, x, entered)                                             # (B,N,D)
     z_i, z_t = v.project(v.pool(x)), self.text(tokens, words)
-    return z_i, z_t, take(f, self.asked_for(mask)), mask.visible, mask.hidden
+    return z_i, z_t, gather_tokens(f, self.target_patches(mask)), mask.visible, mask.hidden
 
 @patch
-def asked_for(self:RILS, mask):  # Mask -> (B,K)
+def target_patches(self:RILS, mask):  # Mask -> (B,K)
     "The patches that the loss looks at."
     return torch.cat([mask.hidden, mask.visible], 1) if self.visible_patches else mask.hidden
 
@@ -195,7 +195,7 @@ def asked_for(self:RILS, mask):  # Mask -> (B,K)
 @torch.no_grad()
 def scores(self:RILS, image):  # (B,3,H,W) -> (B,N)
     "How much the image's feature takes from each patch, by the last block's attention."
-    with overheard(self.last_attention, self.look) as looks: self.visual.encode(self.visual.patches(image))
+    with capture_input(self.last_attention, self.look) as looks: self.visual.encode(self.visual.patches(image))
     return looks[0]
 
 @patch
@@ -216,7 +216,7 @@ def targets(self:RILS,
     if self.average == 'encoder':
         v = self.momentum.copy
         x = v.encode(v.patches(image), local=self.local_targets)
-    elif self.local_targets: x = self.visual.localised(image, entered)
+    elif self.local_targets: x = self.visual.local_features_of(image, entered)
     return x[:, 1:].detach()
 
 @patch
@@ -231,7 +231,7 @@ def forward(self:RILS, batch):  # dict -> dict
     "Contrastive loss and reconstruction in language space of a batch (Eq. 10)."
     image, v = batch['image'], self.visual
     passes = TwoPasses(v, v.tokens(v.patches(image))) if is_casting() and self.config.accum == 1 else None
-    z_i, z_t, f, visible, hidden = self.in_parts(self.towers, image, batch['tokens'], batch['keys'], words=batch.get('words'), passes=passes)
+    z_i, z_t, f, visible, hidden = self.accumulate(self.towers, image, batch['tokens'], batch['keys'], words=batch.get('words'), passes=passes)
     contra, hit = self.compare(z_i, z_t, batch)
     shown = torch.ones_like(hit) if self.every_image else hit
     recon, agree = self.reconstruct(image, f, z_t, shown, Mask(visible, hidden), passes)
@@ -282,6 +282,6 @@ def reconstruct(self:RILS,
         if k < len(g): g, f = g[:k], f[:k]                                                     # without what fills up
         return torch.stack(language_kl(g.flatten(0, 1), f.flatten(0, 1), z, self.tau_pred, self.tau_target, agreement=True))[None],
     parts = [] if self.config.accum == 1 else [torch.arange(len(rows)) < n]                    # on the CPU, which need not wait for it
-    found, = self.in_parts(kl, rows, f[rows], mask.visible, mask.hidden, *parts)
+    found, = self.accumulate(kl, rows, f[rows], mask.visible, mask.hidden, *parts)
     recon, agree = global_mean(found[0] if len(found) == 1 else found.sum(0), n * f.shape[1]).unbind()
     return recon, agree.detach()

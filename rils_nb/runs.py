@@ -6,8 +6,8 @@ Docs: https://rils-nb.github.io/rils_nb/runs.html.md"""
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'EMA', 'CLASSES', 'write_tensors', 'write_names', 'names_in', 'save', 'read_tensors', 'not_finite',
-           'newest', 'load', 'state_of', 'steps_of', 'is_longer', 'claim', 'tidy', 'snapshot', 'write_checkpoint',
-           'order_of', 'precision_of', 'restore', 'note_bad', 'bad_kinds', 'check_whole']
+           'newest_checkpoint', 'load', 'state_of', 'steps_of', 'is_longer', 'claim', 'tidy', 'snapshot',
+           'write_checkpoint', 'order_of', 'precision_of', 'restore', 'note_bad', 'bad_kinds', 'check_whole']
 
 # %% ../nbs/14_runs.ipynb #d4aae982
 import dataclasses, json, os
@@ -16,16 +16,16 @@ from pathlib import Path
 
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
-from .core import SUMS, UserError, append_jsonl, aside_of, key, notice, read_jsonl, reading, write_sums, write_text, writing, writing_folder, wrong_sums
-from .checkpoints import checkpoints_of, follow, sweep
+from .core import SUMS, UserError, append_jsonl, temp_path, hash_key, warn, read_jsonl, read_errors, write_checksums, write_text, write_errors, writing_folder, verify_checksums
+from .checkpoints import checkpoints_of, resolve_checkpoint, remove_stale
 from .config import differences, from_json, to_json
-from .processes import cut_like, gathered, all_sum
+from .processes import shard_like, full_tensors, all_sum
 from .labels import load_names, save_names
-from .samples import kinds
+from .samples import count_kinds
 from .shards import WINDOW
 from .methods import make
 import rils_nb.order  # adds `fingerprint` to sources
-from .formats import describe
+from .formats import describe_file
 
 # %% ../nbs/14_runs.ipynb #fbaa9e13
 WEIGHTS, EMA, CLASSES = 'model.safetensors', 'ema.safetensors', 'classes.txt'
@@ -35,7 +35,7 @@ def write_tensors(
     path,     # .safetensors file to write
 ):
     "Write tensors; a disk error raises `OSError`."
-    aside = aside_of(path)
+    aside = temp_path(path)
     try:
         aside.touch()
         mode = aside.stat().st_mode
@@ -71,7 +71,7 @@ def save(
 def read_tensors(path):  # a .safetensors file -> dict of tensors
     "All tensors of a safetensors file; raises `UserError` if it is damaged, missing or not readable."
     try:
-        with reading(path): open(path, 'rb').close()  # safetensors reports an unreadable file as missing
+        with read_errors(path): open(path, 'rb').close()  # safetensors reports an unreadable file as missing
         return load_file(path)
     except FileNotFoundError: raise UserError(f'`{path}` does not exist')
     except (SafetensorError, OSError, ValueError) as e: raise UserError(f'`{path}` is damaged or no safetensors file ({e})')
@@ -81,7 +81,7 @@ def not_finite(tensors):  # dict: name -> tensor -> list of names
     "The tensors that hold a NaN or an infinity."
     return [k for k, v in tensors.items() if not v.isfinite().all()]
 
-def _spoilt(folder):  # describes the weights of a checkpoint that are not finite, or ''
+def _find_not_finite(folder):  # describes the weights of a checkpoint that are not finite, or ''
     wrong = [f'{file}: {k}' for file in (WEIGHTS, EMA) if (folder/file).exists() for k in not_finite(read_tensors(folder/file))]
     return f'{len(wrong)} tensors are not finite (NaN or infinity), e.g. {wrong[0]}' if wrong else ''
 
@@ -92,26 +92,26 @@ def _fault(folder):  # the fault of a checkpoint, or ''
     except PermissionError: raise
     except (SafetensorError, OSError): return f'{WEIGHTS} cannot be opened'
     if not (folder/'config.json').exists(): return 'it has no config.json'
-    wrong = wrong_sums(folder)
-    return f'{", ".join(wrong)} changed since it was written, see {SUMS}' if wrong else _spoilt(folder)
+    wrong = verify_checksums(folder)
+    return f'{", ".join(wrong)} changed since it was written, see {SUMS}' if wrong else _find_not_finite(folder)
 
 # %% ../nbs/14_runs.ipynb #a89f63c1
-def newest(run):  # run folder or checkpoint folder -> checkpoint folder
+def newest_checkpoint(run):  # run folder or checkpoint folder -> checkpoint folder
     "The newest intact checkpoint of a run; raises `UserError` if there is none, or if it is not readable."
-    with reading(run): return _newest(follow(run))
+    with read_errors(run): return _newest(resolve_checkpoint(run))
 
 def _newest(run):
-    if other := describe(run): raise UserError(other)
+    if other := describe_file(run): raise UserError(other)
     if (run/WEIGHTS).exists():
-        if wrong := wrong_sums(run): raise UserError(f'`{run}` is damaged: {", ".join(wrong)} changed since it was written, see {SUMS}')
-        if wrong := _spoilt(run): raise UserError(f'`{run}` is of no use: {wrong}; take an earlier checkpoint')
+        if wrong := verify_checksums(run): raise UserError(f'`{run}` is damaged: {", ".join(wrong)} changed since it was written, see {SUMS}')
+        if wrong := _find_not_finite(run): raise UserError(f'`{run}` is of no use: {wrong}; take an earlier checkpoint')
         return run
     found = checkpoints_of(run)[::-1]
     faults = {}
     for folder in found:
         if fault := _fault(folder): faults[folder] = fault
         else:
-            for damaged, fault in faults.items(): notice(f'passed over the damaged checkpoint `{damaged}`: {fault}')
+            for damaged, fault in faults.items(): warn(f'passed over the damaged checkpoint `{damaged}`: {fault}')
             return folder
     what = 'no whole checkpoint' if found else 'no checkpoint'
     raise UserError(f'{what} in `{run}`: give a run folder (with checkpoints/step-*) or a checkpoint folder (with {WEIGHTS} and config.json)')
@@ -122,9 +122,9 @@ def load(
     raw=False,  # the trained weights, even if there is an average of them
 ):  # -> Method in evaluation mode
     "Load a method from a run or a checkpoint."
-    folder = newest(path)
+    folder = newest_checkpoint(path)
     try:
-        with reading(folder): config = from_json((folder/'config.json').read_text())
+        with read_errors(folder): config = from_json((folder/'config.json').read_text())
     except OSError: raise UserError(f'`{folder}` has no config.json, which says what its weights are')
     method, tensors = make(config), read_tensors(folder/(WEIGHTS if raw or not (folder/EMA).exists() else EMA))
     mine = method.state_dict()
@@ -138,7 +138,7 @@ def load(
 def state_of(folder):  # checkpoint folder -> dict
     "The training state of a checkpoint beside weights and config: its step, and what the order of samples depends on."
     try:
-        with reading(folder): state = json.loads((folder/'trainer.json').read_text())
+        with read_errors(folder): state = json.loads((folder/'trainer.json').read_text())
         return state | dict(step=int(state['step']))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f'`{folder}/trainer.json` says nothing of a training that could go on ({type(e).__name__}): weights alone start another run with --init')
@@ -161,10 +161,10 @@ def claim(config):  # -> checkpoint folder to resume from, or None
     out = Path(config.out)
     if out.exists() and not out.is_dir(): raise UserError(f'`{out}` is a file: choose another run folder with --out')
     held = out/'config.json'
-    with reading(out):
+    with read_errors(out):
         if not held.exists(): return None
         if not config.resume: raise UserError(f'`{out}` holds a run already: continue it with --resume, or choose another folder with --out')
-        folder = newest(out) if checkpoints_of(out) else None
+        folder = newest_checkpoint(out) if checkpoints_of(out) else None
         for written in filter(None, (held, folder and folder/'config.json')):
             old = from_json(written.read_text())
             if folder and is_longer(old, config, steps_of(folder)): old = dataclasses.replace(old, steps=config.steps)
@@ -180,14 +180,14 @@ def tidy(
     "Remove or rename the remains of a killed run."
     out, checkpoints = Path(out), Path(out)/'checkpoints'
     first = steps_of(resume_from) if resume_from else 0
-    for folder in (out, checkpoints): sweep(folder)
-    with writing(checkpoints):
+    for folder in (out, checkpoints): remove_stale(folder)
+    with write_errors(checkpoints):
         for f in checkpoints_of(out):
             if not resume_from or int(f.name[5:]) <= int(resume_from.name[5:]): continue
             names = (f.with_name(f'damaged-{f.name}' + f'-{k}' * (k > 1)) for k in count(1))
             os.replace(f, next(p for p in names if not p.exists()))  # the same step may have been damaged before
         best = checkpoints/'best'
-        if (best.is_symlink() or best.is_file()) and not follow(best).exists(): best.unlink()
+        if (best.is_symlink() or best.is_file()) and not resolve_checkpoint(best).exists(): best.unlink()
     for log, last in (('log.jsonl', first), ('bad.jsonl', first - 1)):  # damaged samples are listed with steps counted from 0
         rows = read_jsonl(out/log)
         kept = [r for r in rows if r.get('step', 0) <= last]
@@ -203,7 +203,7 @@ def snapshot(
     "Copy the contents of a checkpoint; all processes must call this."
     memory = {f'{n}/{k}': v for n, p in method.named_parameters() for k, v in optimizer.state.get(p, {}).items()}
     files = {WEIGHTS: method.state_dict(), 'trainer.safetensors': memory} | ({EMA: average.state} if average else {})
-    return {file: gathered(tensors, keep) for file, tensors in files.items()}
+    return {file: full_tensors(tensors, keep) for file, tensors in files.items()}
 
 def write_checkpoint(
     folder,  # appears when all files are written
@@ -220,7 +220,7 @@ def write_checkpoint(
         write_text(aside/'config.json', to_json(config))
         write_names(order.get('classes'), aside)
         write_text(aside/'trainer.json', json.dumps(dict(step=step) | {k: v for k, v in order.items() if k != 'classes'}))
-        write_sums(aside)
+        write_checksums(aside)
 
 # %% ../nbs/14_runs.ipynb #459a32a5
 def order_of(
@@ -233,7 +233,7 @@ def order_of(
     "The inputs of a run beside its config and its seed."
     state = state_of(resume_from) if resume_from else dict(window=WINDOW)
     more = dict(names=getattr(source, 'fingerprint', lambda: None)(), precision=precision, teacher=teacher, classes=classes)
-    return dict(order=key(*source.sizes), window=state.get('window', 20_000)) | {k: v for k, v in more.items() if v}  # 20,000: of older checkpoints
+    return dict(order=hash_key(*source.sizes), window=state.get('window', 20_000)) | {k: v for k, v in more.items() if v}  # 20,000: of older checkpoints
 
 def precision_of(config):  # of a run that may be resumed -> 'bf16', 'no', or '' if not stored
     "The precision of the run so far."
@@ -264,7 +264,7 @@ def restore(
     memory = read_tensors(folder/'trainer.safetensors')
     for n, p in method.named_parameters():
         mine = {k.rpartition('/')[2]: v for k, v in memory.items() if k.rpartition('/')[0] == n}
-        if mine: optimizer.state[p] = {k: cut_like(v, p) if v.shape == p.shape else v.to(p.device) for k, v in mine.items()}  # `step` is a scalar
+        if mine: optimizer.state[p] = {k: shard_like(v, p) if v.shape == p.shape else v.to(p.device) for k, v in mine.items()}  # `step` is a scalar
     return state['step']
 
 # %% ../nbs/14_runs.ipynb #4ed73537
@@ -280,7 +280,7 @@ def note_bad(
 # %% ../nbs/14_runs.ipynb #78520fda
 def bad_kinds(config):  # -> str, e.g. '12 image, 3 caption'; empty if there were none
     "The number of damaged samples of a run, by kind."
-    return kinds((r['kind'], r['where']) for r in read_jsonl(Path(config.out)/'bad.jsonl'))
+    return count_kinds((r['kind'], r['where']) for r in read_jsonl(Path(config.out)/'bad.jsonl'))
 
 def check_whole(
     source, # training data, any reader
@@ -289,5 +289,5 @@ def check_whole(
     "Raise a `UserError` if too many samples were incomplete when the data were opened."
     lost = len(source.bad) if hasattr(source, 'bad') else 0
     if lost > config.max_bad * (lost + len(source)) + 10: raise UserError(
-        f'{lost} samples of `{config.data}` are damaged or incomplete ({kinds(source.bad)}) and {len(source)} whole, more than --max_bad {config.max_bad}: '
+        f'{lost} samples of `{config.data}` are damaged or incomplete ({count_kinds(source.bad)}) and {len(source)} whole, more than --max_bad {config.max_bad}: '
         'rils-data check names them')

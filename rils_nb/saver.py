@@ -12,7 +12,7 @@ import json, threading
 from pathlib import Path
 
 import torch
-from .checkpoints import checkpoint_name, checkpoints_of, follow, link, remove_folder
+from .checkpoints import checkpoint_name, checkpoints_of, resolve_checkpoint, link, remove_folder
 from .core import UserError, write_text
 from .processes import all_sum
 from .runs import write_checkpoint
@@ -20,7 +20,7 @@ from .runs import write_checkpoint
 # %% ../nbs/14b_saver.ipynb #199ab18b
 def best_of(checkpoints):  # folder -> checkpoint folder or None, dict: result -> value
     "The best checkpoint so far."
-    folder = follow(Path(checkpoints)/'best')
+    folder = resolve_checkpoint(Path(checkpoints)/'best')
     return (folder.resolve(), json.loads((folder/'best.json').read_text())) if (folder/'best.json').exists() else (None, {})
 
 def mark_best(

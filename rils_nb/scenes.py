@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from fastcore.basics import patch
-from .core import Registry, UserError, key, nearest, noise
+from .core import Registry, UserError, hash_key, suggest, keyed_uniform
 
 # %% ../nbs/03_scenes.ipynb #fbe80a08
 COLOURS = dict(red=(225, 35, 40), orange=(250, 135, 20), yellow=(250, 225, 45), green=(35, 165, 65),
@@ -94,7 +94,7 @@ def layout(
     objects=0, # objects in every scene, 1 or 2; 0: three quarters of the scenes have one, the others two
 ):  # -> dict of arrays (B,) or (B,2), the second column for a second object
     "Attributes and geometry of scenes, computed from their keys."
-    u = noise(keys, 24).numpy()
+    u = keyed_uniform(keys, 24).numpy()
     pick = lambda col, n: (u[:, col] * n).astype(np.int64)  # u < 1, so the result is < n
     two = u[:, 0] < 0.25 if objects == 0 else np.full(len(u), objects == 2)
     first = pick(1, len(pairs))
@@ -143,7 +143,7 @@ STYLES = Registry('style')
 def _fill(d): return np.clip(0.5 - d, 0, 1)
 def _stroke(d): return np.clip(1.25 - abs(d + 0.75), 0, 1)  # a line 1.5 to 2 pixels wide, inside the outline
 def _keep(x, keys): return x
-def _noisy(x, keys): return x + 80 * (noise(keys ^ 1, x[0].numel()).view(x.shape).float() - 0.5) * 2
+def _noisy(x, keys): return x + 80 * (keyed_uniform(keys ^ 1, x[0].numel()).view(x.shape).float() - 0.5) * 2
 def _blurred(x, keys): return F.gaussian_blur(x, [int(x.shape[-1] * 0.2) | 1] * 2, [x.shape[-1] * 0.05] * 2)
 def _grey(x, keys): return F.rgb_to_grayscale(x, 3)
 def _inverted(x, keys): return 255 - x
@@ -206,13 +206,13 @@ class Scenes:
         style='plain', # plain, outline, noise, blur, grey, inverted
         objects=0,     # objects in every scene, 1 or 2; 0: three quarters of the scenes have one, the others two
     ):
-        if split not in SPLITS: raise UserError(f'unknown split `{split}` of the scenes{nearest(split, SPLITS)} (valid: {", ".join(SPLITS)})')
+        if split not in SPLITS: raise UserError(f'unknown split `{split}` of the scenes{suggest(split, SPLITS)} (valid: {", ".join(SPLITS)})')
         STYLES[style]  # raises for an unknown one
         if n < 0 or size < 8 or objects not in (0, 1, 2):
             raise UserError(f'scenes need n >= 0, size >= 8 and objects 0, 1 or 2; given n={n}, size={size}, objects={objects}')
         pairs, default = SPLITS[split]
         self.n, self.size, self.style = n or default, size, style
-        self.keys = key(seed, 'scenes', split) // 2 + torch.arange(self.n)  # half: the sum stays below 2^63
+        self.keys = hash_key(seed, 'scenes', split) // 2 + torch.arange(self.n)  # half: the sum stays below 2^63
         parts = [layout(k, pairs, objects) for k in self.keys.split(100_000)]
         self.table = {f: np.concatenate([p[f] for p in parts]) for f in parts[0]}
         self.table['label'] = self.table['shape'][:, 0] * len(COLOURS) + self.table['colour'][:, 0]
@@ -257,7 +257,7 @@ def read(self:Scenes, i):  # -> dict: image (3,S,S) uint8, captions, label, name
                 label=int(self.table['label'][i]), name=f'scene-{i}')
 
 @patch
-def about(self:Scenes, i):  # -> label, name
+def label_and_name(self:Scenes, i):  # -> label, name
     "Label and name of sample `i`, as in `read`, without its image and captions."
     return int(self.table['label'][i]), f'scene-{i}'
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
-from .core import UserError, aside_of, key
+from .core import UserError, temp_path, hash_key
 from .image_files import IMAGES, OTHER_IMAGES, explain_suffix
 
 # %% ../nbs/05_shards.ipynb #cb70dc00
@@ -58,7 +58,7 @@ def _open_tar(f, size):  # at the first block that tarfile accepts as a header
     raise tarfile.ReadError('no header')
 
 # %% ../nbs/05_shards.ipynb #a9aff59f
-def _lost(file, start, stop, padding):  # whether there is more than padding between two members
+def _has_more(file, start, stop, padding):  # whether there is more than padding between two members
     os.lseek(file, start, os.SEEK_SET)
     first = os.read(file, 512)
     if first[156:157] == b'g' and first[257:262] == b'ustar': return False  # a global header, as git archive writes it
@@ -77,7 +77,7 @@ def _members(path, bad):  # yields the members whose data are complete; losses a
                 bad.append(('tar', f'{path} ends in the middle ({e})'))
                 break
             begin = member.offset if member else size
-            if begin > end and _lost(f.fileno(), end, begin, 2**14 if member else 2**20):
+            if begin > end and _has_more(f.fileno(), end, begin, 2**14 if member else 2**20):
                 bad.append(('tar', f'{path}: no header can be read in bytes {end} to {begin}'))
             if member is None: break
             stored = member.size if member.isreg() and member.sparse is None else max(0, tar.offset - member.offset_data)
@@ -196,7 +196,7 @@ def _index(path):  # the result of `scan`, from the index if there is a valid on
     try: rows, bad = scan(path)
     except tarfile.ReadError: return np.zeros((0, 8), np.uint32), [('tar', f'{path} is no tar file')], False
     try:
-        with open(aside_of(beside), 'wb') as f: np.savez_compressed(f, rows=rows, stamp=stamp, bad=json.dumps(bad))
+        with open(temp_path(beside), 'wb') as f: np.savez_compressed(f, rows=rows, stamp=stamp, bad=json.dumps(bad))
         os.replace(f.name, beside)
     except OSError: return rows, bad, False  # the folder cannot be written: scanned again next time
     return rows, bad, True
@@ -219,7 +219,7 @@ def shard_paths(spec):  # 'a/{000..009}.tar', 'a/*.tar' or a list of these separ
 def _after_the_first(folder):  # of the shards: one process per machine scans, the others wait and read its indexes
     if int(os.environ.get('LOCAL_WORLD_SIZE', 1)) == 1 or not fcntl or not os.access(folder, os.W_OK): yield  # without such locks every process scans
     else:
-        with open(Path(tempfile.gettempdir())/f'rils-scan-{os.getuid()}-{key(os.path.realpath(folder))}', 'a') as lock:
+        with open(Path(tempfile.gettempdir())/f'rils-scan-{os.getuid()}-{hash_key(os.path.realpath(folder))}', 'a') as lock:
             try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError: fcntl.flock(lock, fcntl.LOCK_SH)  # until the first is done, then all at once
             yield

@@ -30,11 +30,11 @@ class Source:
     def raw(self, i):
         "Undecoded sample: image bytes, suffix, captions (anything), label or None, name."
         raise NotImplementedError
-    def about(self, i):
+    def label_and_name(self, i):
         "Label or None, and name, of sample `i`; without reading its image, if the format allows that."
         return self.raw(i)[3:]
     def annotation(self, i): return {}  # pixel annotations: semantic (H,W), boxes (k,4), masks (k,H,W), labels (k,), size: (H,W) to which boxes refer
-    def searched(self, i): return {}    # LVIS's neg_category_ids and not_exhaustive_category_ids of sample `i`, counted from 0
+    def searched_classes(self, i): return {}    # LVIS's neg_category_ids and not_exhaustive_category_ids of sample `i`, counted from 0
     def object_labels(self, i): return self.annotation(i).get('labels', ())  # classes of the objects of sample `i`, if possible without their masks
     @cached_property
     def object_images(self):
@@ -84,7 +84,7 @@ def _delegate(name):  # a method that calls the source's, if it has one
     ask.__name__ = name
     return ask
 
-for _name in ('raw', 'about', 'annotation', 'searched', 'object_labels'): setattr(Wrapper, _name, _delegate(_name))
+for _name in ('raw', 'label_and_name', 'annotation', 'searched_classes', 'object_labels'): setattr(Wrapper, _name, _delegate(_name))
 
 def has_files(source):  # any reader -> bool
     "Whether samples are files, whose bytes `raw` returns."

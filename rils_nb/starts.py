@@ -16,7 +16,7 @@ import timm
 import torch
 from open_clip.model import convert_to_custom_text_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
-from .core import UserError, asked_by
+from .core import UserError, blame_flag
 from .libraries import activation, load_model, spec_of
 from .methods import Momentum
 from .model import SIZES
@@ -129,7 +129,7 @@ def start_from(
     start,  # run, checkpoint or exported folder, open_clip:NAME/TAG, timm:NAME/pretrained, or either with FILE.safetensors behind the slash
 ):  # -> list of three lines
     "Load into a method the parts of another model that fit, and report them; raises `UserError` where its image encoder does not fit."
-    with asked_by('--init'): source = load_model(start)
+    with blame_flag('--init'): source = load_model(start)
     try: fits, resized, out = sort_out(method, source)
     except UserError as e: raise UserError(f'--init {start} cannot start a `{method.config.method}` of --size {method.config.size}: {e}')
     method.load_state_dict(fits, strict=False)
@@ -152,6 +152,6 @@ def find_teacher(
 ):  # -> str: the teacher's name and hash; empty where the method has none
     "Open the teacher of a method and pass it to the method."
     if not method.asks: return ''
-    with asked_by('--opts teacher'): teacher = load_model(method.asks).requires_grad_(False).to(device)
+    with blame_flag('--opts teacher'): teacher = load_model(method.asks).requires_grad_(False).to(device)
     method.meet(teacher)
     return f'{method.asks} {fingerprint(teacher)}'

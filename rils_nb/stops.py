@@ -44,7 +44,7 @@ def note(self:Stop,
 @patch
 def interruptible(self:Stop,
     f,                 # function without arguments
-    among=nullcontext, # function that returns a context for it: `dividing`, where all processes share the work
+    among=nullcontext, # function that returns a context for it: `share_work`, where all processes share the work
 ):  # -> what it returns, or None
     "Call a function that a signal can interrupt."
     try:
@@ -58,7 +58,7 @@ def interruptible(self:Stop,
 
 @patch
 @contextmanager
-def held(self:Stop):
+def delay(self:Stop):
     "Delay the interruption to the end of this block, so that no communication between processes is cut off."
     before, self.at_once = self.at_once, False
     try: yield
@@ -75,7 +75,7 @@ def flag(self:Stop,
     return torch.full((), float(bool(self.signal or also)), device=device)
 
 @patch
-def agreed(self:Stop,
+def agree(self:Stop,
     total,  # sum of the flags of all processes
 ):  # -> signal number or 0
     "Whether all processes stop after this step."

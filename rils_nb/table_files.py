@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fastcore.basics import patch
-from .core import UserError, nearest, notice
+from .core import UserError, suggest, warn
 from .samples import IMAGES, parse_json
 
 # %% ../nbs/04d_table_files.ipynb #5f0e6b1d
@@ -36,7 +36,7 @@ def read_header(
     if not cells: raise UserError(f'the first line of `{path}` is no header: `{show_text(line.rstrip()[:200])}`; it names the columns, with commas between them')
     names = {s: [c.strip() for c in row] for s, row in cells.items()}
     s = next((s for s in names if wanted in names[s]), max(names, key=lambda s: len(names[s])))
-    if s != usual and not sign and wanted in names[s]: notice(f'the columns of `{path}` are separated by {_SEPARATORS[s]} (`{show_text(s)}`)')
+    if s != usual and not sign and wanted in names[s]: warn(f'the columns of `{path}` are separated by {_SEPARATORS[s]} (`{show_text(s)}`)')
     return s, names[s], s in ',;' and any(c[:1] == ' ' for c in cells[s][1:])
 
 # %% ../nbs/04d_table_files.ipynb #7ab3c95f
@@ -57,8 +57,8 @@ def find_columns(
     need = {'--image_key': image} | ({'--caption_key': missing[0]} if missing and (captions or captioned and label not in names) else {})
     need |= ({'--label_key': label} if label != 'label' else {}) | further
     for flag, name in need.items():
-        if name not in names: raise UserError(f'`{path}` has no column `{name}`{nearest(name, names)}: its columns are {", ".join(map(show_text, dict.fromkeys(names)))}; name one with {flag}')
-    if missing and caption != 'caption': notice(f'`{path}` has no column `{missing[0]}`, so its rows have no captions')
+        if name not in names: raise UserError(f'`{path}` has no column `{name}`{suggest(name, names)}: its columns are {", ".join(map(show_text, dict.fromkeys(names)))}; name one with {flag}')
+    if missing and caption != 'caption': warn(f'`{path}` has no column `{missing[0]}`, so its rows have no captions')
     for name in (image, label, *further.values()):
         if list(names).count(name) > 1: raise UserError(f'`{path}` has {list(names).count(name)} columns that are called `{name}`: give each a name of its own')
     return image, captions, label
@@ -123,7 +123,7 @@ def _check_cells(self:TableFile, cells, line):  # cells of a row over several li
 @patch
 def _refuse_quotes(self:TableFile, words):
     if self.quoted and self.separator in '\t|' and self._fits_unquoted():
-        notice(f'the quotes in `{self.path}` are read as letters: taken for the ends of cells, they do not fit its rows')
+        warn(f'the quotes in `{self.path}` are read as letters: taken for the ends of cells, they do not fit its rows')
         raise Unquoted
     raise UserError(f'`{self.path}` {words}')
 

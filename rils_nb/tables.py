@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-from .core import UserError, notice
+from .core import UserError, warn
 from .labels import label_name, natural_order
 from .samples import BadSample, read_bytes
 from .sources import Source
@@ -135,7 +135,7 @@ def _check_images(self:Manifest, images):  # raises if no image can be found
         raise UserError(f'the images of `{self.path}` are addresses, e.g. `{first[0]}`: download them first (img2dataset does it)')
     if first and not any(os.path.isfile(self._place(p)) for p in first):
         raise UserError(f'`{self.path}` names images that do not exist, e.g. `{self._place(first[0])}`: paths are relative to the table')
-    if self.tidy: notice(f'names of images in `{self.path}`: ' + '; '.join(_TIDY[k][0] for k in self.tidy))
+    if self.tidy: warn(f'names of images in `{self.path}`: ' + '; '.join(_TIDY[k][0] for k in self.tidy))
 
 # %% ../nbs/05a_tables.ipynb #04fa6e8c
 @patch
@@ -155,7 +155,7 @@ def _fold(self:Manifest, hashes):  # of each row
         else:
             for row in self._merge(self.rows.some(order[begin:end].tolist())): rows.append(row)
     self.rows = rows
-    if len(rows) < self.row_count: notice(f'`{self.path}` has {self.row_count:,} rows of {len(rows):,} images: the rows of an image are one sample with all their captions')
+    if len(rows) < self.row_count: warn(f'`{self.path}` has {self.row_count:,} rows of {len(rows):,} images: the rows of an image are one sample with all their captions')
 
 @patch
 def _merge(self:Manifest, rows):  # whose hashes are equal -> a row for each image
@@ -170,7 +170,7 @@ def _merge(self:Manifest, rows):  # whose hashes are equal -> a row for each ima
 
 # %% ../nbs/05a_tables.ipynb #45fb9746
 @patch
-def about(self:Manifest, i):
+def label_and_name(self:Manifest, i):
     image, texts, label, *_ = self.rows[i]
     if isinstance(texts, str) and texts.startswith('label: '): raise BadSample(*texts.split(': ', 1))
     return self.label.get(label), str(self._place(str(image)))

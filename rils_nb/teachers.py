@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 import torch.nn.functional as F
 from .core import UserError
-from .model import attention_to_patches, overheard
+from .model import attention_to_patches, capture_input
 
 # %% ../nbs/12a_teachers.ipynb #6cec340f
 def reads_class_token(model):  # Method or Library -> bool
@@ -67,7 +67,7 @@ def ask(
 ):  # -> (B,N,W) features of the patches, or (B,1+N,W); (B,N) attention to them, or None
     "What a teacher sees in each patch, and how much it looks at it."
     x, token, attn = in_size(image, teacher.image_size), reads_class_token(teacher), getattr(teacher, 'last_attention', None)
-    with normalised_as(teacher, student), overheard(attn) if look else nullcontext() as given:
+    with normalised_as(teacher, student), capture_input(attn) if look else nullcontext() as given:
         f = teacher.encode_tokens(x, class_token=True) if class_token and token else teacher.encode_tokens(x)
     whole, f = (f[:, :1], f[:, 1:]) if class_token and token else (f.mean(1, keepdim=True), f)
     looks = attention_to_patches(attn, given[0], f.shape[1], token) if look else None

@@ -13,7 +13,7 @@ from itertools import islice
 
 import open_clip
 import torch
-from .core import UserError, key
+from .core import UserError, hash_key
 
 # %% ../nbs/04c_tokens.ipynb #8576669d
 _tokenizer = lru_cache(1)(partial(open_clip.get_tokenizer, 'ViT-B-32'))  # CLIP's byte pairs, 49,408 of them
@@ -56,4 +56,4 @@ class ClassCaption(str):
 
 def caption_id(text):  # str, or ClassCaption -> int
     "A number that is equal for equal captions, and for all captions of one class."
-    return key('class caption', text.name) if isinstance(text, ClassCaption) else key('caption', text)
+    return hash_key('class caption', text.name) if isinstance(text, ClassCaption) else hash_key('caption', text)

@@ -9,12 +9,12 @@ from torch.testing import assert_close
 from rils_nb.config import from_json, recipe, to_json
 from rils_nb.core import UserError
 from rils_nb.exports import export
-from rils_nb.features import evaluating
+from rils_nb.features import eval_mode
 from rils_nb.libraries import load_model
 from rils_nb.loader import loader
-from rils_nb.methods import METHODS, completed, import_methods, make
+from rils_nb.methods import METHODS, complete_config, import_methods, make
 from rils_nb.optim import optimizer_of
-from rils_nb.runs import WEIGHTS, load, newest, read_tensors, save
+from rils_nb.runs import WEIGHTS, load, newest_checkpoint, read_tensors, save
 from rils_nb.scenes import Scenes
 from rils_nb.starts import find_teacher
 from rils_nb.train import fit
@@ -33,7 +33,7 @@ def teacher(tmp_path_factory):
 def small(name, teacher, **more):
     "The config of a method's recipe on the scenes, on eight images."
     config = recipe('shapes' if name == 'rils' else f'shapes_{name}', batch=8, data='scenes:n=64', eval_data='', tasks='', precision='float32', **more)
-    return completed(replace(light(config), opts=config.opts.replace('runs/shapes_clip', str(teacher))), Scenes(n=64))
+    return complete_config(replace(light(config), opts=config.opts.replace('runs/shapes_clip', str(teacher))), Scenes(n=64))
 
 def ready(config):  # -> a method that has met its teacher
     method = make(config)
@@ -82,7 +82,7 @@ def test_saved_and_loaded(name, teacher, tmp_path):
         for ask in (lambda: method.encode_image(x), lambda: export(tmp_path, 'timm', tmp_path/'timm')):
             with pytest.raises(UserError, match='the encoder of a detector'): ask()
         return
-    with evaluating(method):
+    with eval_mode(method):
         z, tokens = method.encode_image(x), method.encode_tokens(x)
         assert z.equal(again.encode_image(x)) and tokens.shape[:2] == (2, method.visual.n_patches)
         with contextlib.redirect_stdout(io.StringIO()): export(tmp_path, 'timm', tmp_path/'timm')
@@ -111,10 +111,10 @@ def equal_when_resumed(config, out):
     with contextlib.redirect_stdout(io.StringIO()):
         assert fit(config) == 0
         shutil.copytree(out/'whole', out/'stopped')
-        shutil.rmtree(newest(out/'stopped'))
+        shutil.rmtree(newest_checkpoint(out/'stopped'))
         assert fit(replace(config, out=str(out/'stopped'), resume=True, workers=1)) == 0
     for file in (WEIGHTS, 'trainer.safetensors'):
-        a, b = (read_tensors(newest(out/run)/file) for run in ('whole', 'stopped'))
+        a, b = (read_tensors(newest_checkpoint(out/run)/file) for run in ('whole', 'stopped'))
         assert a.keys() == b.keys() and all(v.equal(b[k]) for k, v in a.items())
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 from starting import ENV, nursery
 from rils_nb.core import read_jsonl
-from rils_nb.runs import WEIGHTS, newest, read_tensors
+from rils_nb.runs import WEIGHTS, newest_checkpoint, read_tensors
 from three_steps import OTHERS, RUNS, bf16_step, plain, three_steps
 
 def launch(args, log, timeout=900):
@@ -43,7 +43,7 @@ def test_joined_passes_in_two_processes_equal_those_in_one(nursery, tmp_path):
 
 TINY = ['--data', 'scenes:n=64', '--eval_data', '', '--batch', '16', '--precision', 'float32', '--log_every', '1']
 
-def weights(run): return read_tensors(newest(run)/WEIGHTS)
+def weights(run): return read_tensors(newest_checkpoint(run)/WEIGHTS)
 
 @pytest.mark.slow
 def test_trainer_with_two_processes_equals_one(tmp_path):
@@ -65,7 +65,7 @@ def test_stopped_by_a_signal_and_resumed(nursery, tmp_path, signum):
     while len(read_jsonl(tmp_path/'run'/'log.jsonl')) < 3: time.sleep(0.01)
     os.kill(pid, signum)
     assert nursery.wait() == 128 + signum, (tmp_path/'log').read_text()
-    assert 3 <= int(newest(tmp_path/'run').name[-7:]) < 60 and 'continue with --resume' in (tmp_path/'log').read_text()
+    assert 3 <= int(newest_checkpoint(tmp_path/'run').name[-7:]) < 60 and 'continue with --resume' in (tmp_path/'log').read_text()
     code, said = nursery.run([*argv, '--out', tmp_path/'run', '--resume', '--workers', 2], tmp_path/'log')
     assert code == 0, said
     a, b = weights(tmp_path/'whole'), weights(tmp_path/'run')

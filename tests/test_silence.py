@@ -26,7 +26,7 @@ from rils_nb.evals.retrieval import recall, retrieval
 from rils_nb.evals.zeroshot import accuracy, zeroshot
 from rils_nb.methods import METHODS, make
 from rils_nb.rils import RILS
-from rils_nb.runs import EMA, WEIGHTS, load, newest, read_tensors
+from rils_nb.runs import EMA, WEIGHTS, load, newest_checkpoint, read_tensors
 from rils_nb.scenes import Scenes
 from rils_nb.train import fit
 
@@ -94,7 +94,7 @@ def test_slopes_that_stay_infinite_end_the_run(steep, tmp_path, monkeypatch, cli
     monkeypatch.setattr(Steep, 'at', range(3, 99))
     with pytest.raises(UserError, match='not finite for 5 steps up to step 8.*the last good checkpoint stands'):
         fit(replace(steep, out=str(tmp_path/'run'), steps=30, clip_grad=clip_grad))
-    assert newest(tmp_path/'run').name == 'step-0000003' and all(v.isfinite().all() for v in load(tmp_path/'run').state_dict().values())
+    assert newest_checkpoint(tmp_path/'run').name == 'step-0000003' and all(v.isfinite().all() for v in load(tmp_path/'run').state_dict().values())
 
 @pytest.mark.parametrize('every,told', [(1, 0), (99, 0), (99, 2)], ids=['on the way', 'at the last step', 'on a signal'])
 def test_weights_that_are_not_finite_are_never_written(steep, tmp_path, monkeypatch, every, told):
@@ -176,7 +176,7 @@ def test_training_and_evaluation_with_spawned_workers(sources, tmp_path, monkeyp
     assert fit(replace(config, out=str(tmp_path/'alone'))) == 0
     monkeypatch.setattr(loading, 'START', 'spawn')
     assert fit(replace(config, out=str(tmp_path/'run'), workers=2)) == 0
-    a, b = (read_tensors(newest(tmp_path/r)/WEIGHTS) for r in ('alone', 'run'))
+    a, b = (read_tensors(newest_checkpoint(tmp_path/r)/WEIGHTS) for r in ('alone', 'run'))
     assert all(torch.equal(a[k], b[k]) for k in a)
     a, b = (read_jsonl(tmp_path/r/'results.jsonl')[0]['metrics'] for r in ('alone', 'run'))
     assert a == b
@@ -282,7 +282,7 @@ def test_an_old_run_keeps_its_order(tmp_path):
     from rils_nb.runs import order_of
     config = replace(SMALL, out=str(tmp_path/'run'), steps=2)
     assert fit(config) == 0
-    folder = newest(tmp_path/'run')
+    folder = newest_checkpoint(tmp_path/'run')
     assert order_of(Scenes(n=64), folder)['window'] == order_of(Scenes(n=64), None)['window'] == 100_000
     state = json.loads((folder/'trainer.json').read_text())
     del state['window']
@@ -358,12 +358,12 @@ def test_a_grid_of_rates_is_chosen_on_something():
     def held(seed):
         method = make(Config(method='linear', seed=seed, opts='classes=64,rates=0.1:1:10'))
         method.meet_data(Scenes(n=50))
-        return int(method.outside(range(50)).sum()), int(method.choice.best())
+        return int(method.held_out_images(range(50)).sum()), int(method.choice.best())
     found = [held(seed) for seed in range(12)]
     assert min(n for n, _ in found) >= 1 and {best for _, best in found} == {1}         # and where all are equally right it is not the smallest rate
 
 def test_a_share_of_few_is_one():
-    from rils_nb.dense.proposals import pick
+    from rils_nb.dense.proposals import sample_anchors
     from rils_nb.masking import semantic
     assert semantic(torch.tensor([7]), 16, 0.03, torch.ones(1, 16)).hidden.shape == (1, 1)
     assert len(pick(torch.ones(9), 1, 0.25, torch.tensor(7))[0]) == 1
@@ -452,7 +452,7 @@ def test_what_may_not_be_read_is_not_damaged():
         config = replace(SMALL, method='mae', steps=1, out=f'{d}/run')
         assert fit(config) == 0
         load(config.out)
-        checkpoint, user = newest(config.out), os.geteuid()
+        checkpoint, user = newest_checkpoint(config.out), os.geteuid()
         (checkpoint/WEIGHTS).chmod(0)
         try:
             if user == 0: os.seteuid(65534)                                            # root may read everything
@@ -467,7 +467,7 @@ def test_a_folder_of_the_user_stays(tmp_path):
     assert fit(config) == 0
     checkpoints = tmp_path/'run'/'checkpoints'
     for name in ('step-0000002-before-longer', 'step-best', 'step-9'): shutil.copytree(checkpoints/'step-0000002', checkpoints/name)
-    assert newest(tmp_path/'run').name == 'step-0000002'
+    assert newest_checkpoint(tmp_path/'run').name == 'step-0000002'
     assert fit(replace(config, steps=4, resume=True)) == 0
     assert sorted(p.name for p in checkpoints.iterdir()) == ['step-0000002-before-longer', 'step-0000004', 'step-9', 'step-best']
 
@@ -476,7 +476,7 @@ def test_ten_million_steps_are_more_than_one(tmp_path):
     assert fit(config) == 0
     checkpoints = tmp_path/'run'/'checkpoints'
     for name in ('step-9999999', 'step-10000000'): shutil.copytree(checkpoints/'step-0000001', checkpoints/name)
-    assert newest(tmp_path/'run').name == 'step-10000000'
+    assert newest_checkpoint(tmp_path/'run').name == 'step-10000000'
 
 def test_precision_stays_what_it_was(tmp_path, monkeypatch, capsys):
     config = replace(SMALL, method='mae', steps=1, precision='auto', out=str(tmp_path/'run'))
@@ -584,7 +584,7 @@ def test_nor_does_a_folder_whose_config_names_a_hub(tmp_path, monkeypatch):
 
 def test_a_name_moves_no_cursor(tmp_path, capsys):
     import io, tarfile
-    from rils_nb.core import command, notice
+    from rils_nb.core import command, warn
     from rils_nb.packing import check_command
     name = 'cat\x1b[2K\rgood\ndamaged: none\u202e'
     with tarfile.open(tmp_path/'x.tar', 'w', format=tarfile.PAX_FORMAT) as t:
@@ -603,7 +603,7 @@ def test_a_name_moves_no_cursor(tmp_path, capsys):
 
 def test_a_detectors_encoder_is_not_measured_as_another_network(tmp_path):
     from rils_nb.exports import export
-    from rils_nb.methods import completed
+    from rils_nb.methods import complete_config
     from rils_nb.runs import save
     config = Config(method='detect', image_size=32, opts='window=2,pyramid=2:1,width=16,convs=1,fc=16,anchor=2,anchors=16,proposals=16,regions=16')
     save(make(completed(config, Scenes(n=64))), tmp_path)
@@ -889,7 +889,7 @@ def test_captions_in_the_format_of_coco(tmp_path):
     with pytest.raises(UserError, match='give captions:FILE'): open_source(str(tmp_path/'c.json'))
 def test_gradients_of_sixteen_columns():
     "All gates at their bound, where a column loses two binary digits: going back sixteen columns from the last one's levels, nothing is right."
-    from rils_nb.columns.reversible import through
+    from rils_nb.columns.reversible import run_columns
     from rils_nb.columns.unit import column
     torch.manual_seed(0)
     row, x, grads = torch.nn.ModuleList(column(32, 1) for _ in range(16)), torch.randn(2, 5, 32), []
@@ -933,7 +933,7 @@ def test_corners_in_place_of_sides_are_refused(tmp_path):
     with pytest.raises(UserError, match='two corners'): open_source(coco_file(tmp_path, boxes))
 
 def test_detect_needs_objects(tmp_path):
-    from rils_nb.methods import completed
+    from rils_nb.methods import complete_config
     for wrong in (dict(iscrowd=1), dict(bbox=[90, 4, 5, 5]), dict(category_id=9)):
         with pytest.raises(UserError, match='no image of the data shows an object'):
             completed(Config(method='detect', opts='masks=false'), open_source(coco_file(tmp_path, [SQUARE | dict(segmentation=None) | wrong])))
@@ -946,12 +946,12 @@ def test_lists_of_voc(tmp_path):
     for text in ('a  1\nb -1\n', ' a.jpg \n\n', '/JPEGImages/a.jpg /SegmentationClass/a.png\n'):
         (tmp_path/'ImageSets'/'Segmentation'/'train.txt').write_text(text)
         source = open_source(f'voc:{tmp_path}')
-        assert ([Path(source.about(i)[1]).stem for i in range(len(source))], list(source.bad)) == (['a'], []), text
+        assert ([Path(source.label_and_name(i)[1]).stem for i in range(len(source))], list(source.bad)) == (['a'], []), text
 
 def test_one_outline_costs_no_object(tmp_path):
     source = open_source(coco_file(tmp_path, [SQUARE] + [{k: v for k, v in SQUARE.items() if k != 'segmentation'} | dict(image_id=i % 3) for i in range(9)]))
     assert sum(len(source.annotation(i)['boxes']) for i in range(3)) == 10
-    from rils_nb.dense.jitter import cut_view
+    from rils_nb.dense.jitter import lsj_view
     view = cut_view(Config(image_size=64), 2, masks=True, jitter='1:1')
     assert sum(len(view(source.read(i), i, source.annotation(i))['boxes']) for i in range(3)) == 10
 
@@ -985,7 +985,7 @@ def test_a_strip_stays_a_strip():
     assert max(resize_shorter(torch.zeros(3, 2, 800, dtype=torch.uint8), 16).shape) <= 4 * 16
 
 def test_anchors_stand_at_multiples_of_the_stride():
-    from rils_nb.dense.proposals import Proposals
+    from rils_nb.dense.proposals import RPN
     anchors = Proposals(8, (16, 32))([torch.zeros(1, 8, 3, 3), torch.zeros(1, 8, 2, 2)], torch.zeros(1, 3, 56, 56), [(56, 56)])[2][0]
     assert {*((anchors[:, 0] + anchors[:, 2]) / 2).round().int().tolist()} == {0, 16, 32}
 
@@ -997,7 +997,7 @@ def test_a_nan_is_not_kept():
 
 def test_numbers_are_finite():
     "Every option of every method whose default is a number, or several."
-    from rils_nb.methods import METHODS, import_methods, options
+    from rils_nb.methods import METHODS, import_methods, method_options
     import_methods()
     wrong = [f'{m} {k}={v}' for m, cls in METHODS.items() for k, default in options(cls).items() if isinstance(default, float) or k in ('jitter', 'rates')
              for v in ('nan', 'inf') if not _refuses(k, f'0.1:{v}' if default == '0.1:2' else v, options(cls))]
@@ -1145,7 +1145,7 @@ def test_listed_keeps_boxes_and_names(tmp_path):
     (tmp_path/'list.txt').write_text('6.png\n1.png\n')
     listed = open_source(f'listed:{tmp_path}/list.txt,{spec}')
     assert listed.object_names == ['cat', 'dog'] and [listed.annotation(i)['boxes'].tolist() for i in (0, 1)] == [coco.annotation(i)['boxes'].tolist() for i in (1, 6)]
-    assert (listed.federated, listed.object_frequency, listed.searched(0)) == (True, ['r', 'f'], coco.searched(1))
+    assert (listed.federated, listed.object_frequency, listed.searched_classes(0)) == (True, ['r', 'f'], coco.searched_classes(1))
 
 def test_what_a_source_knows_comes_through_every_wrapper_and_the_pack(tmp_path):
     from rils_nb.readers import Source

@@ -10,13 +10,13 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
-from rils_nb.core import read_jsonl, wrong_sums
+from rils_nb.core import read_jsonl, verify_checksums
 from rils_nb.harness import evaluate
 from rils_nb.readers import open_source
 from rils_nb.packing import pack
 from rils_nb.config import Config
 from rils_nb.methods import make
-from rils_nb.runs import EMA, WEIGHTS, load, newest, read_tensors, save
+from rils_nb.runs import EMA, WEIGHTS, load, newest_checkpoint, read_tensors, save
 from rils_nb.train import fit
 import two_stops
 from starting import ENV, nursery
@@ -40,9 +40,9 @@ def left_aside(run): return [p for p in run.rglob('*') if p.name.startswith('.')
 
 def same(a, b, files=FILES):
     "The newest checkpoints of two runs are equal bit for bit."
-    assert newest(a).name == newest(b).name
+    assert newest_checkpoint(a).name == newest_checkpoint(b).name
     for file in files:
-        x, y = (read_tensors(newest(r)/file) for r in (a, b))
+        x, y = (read_tensors(newest_checkpoint(r)/file) for r in (a, b))
         assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x), file
 
 # kill -9
@@ -64,7 +64,7 @@ def kill_and_resume(nursery, d, argv, kills, steps, every):
         if Path(f'/proc/{pid}').exists(): os.kill(pid, signal.SIGKILL)
         assert nursery.wait() == -signal.SIGKILL, 'the run ended before it was killed: give it more steps'
         for p in (run/'checkpoints').glob('step-*'):
-            assert not wrong_sums(p)
+            assert not verify_checksums(p)
             for file in FILES: read_tensors(p/file)
         now, logged = max(saved(run), default=0), max(steps_of(run), default=0)
         assert now >= before and logged - now <= 2 * every, (before, now, logged)  # the last save may have been under way, not the one before
@@ -186,7 +186,7 @@ def test_two_processes_agree_to_stop_and_resume_twice(two):
 def alike(a, b):
     "The newest checkpoints of two runs are equal but for the order of sums."
     for file in FILES:
-        x, y = (read_tensors(newest(r)/file) for r in (a, b))
+        x, y = (read_tensors(newest_checkpoint(r)/file) for r in (a, b))
         for k in x: torch.testing.assert_close(x[k], y[k], rtol=0, atol=2e-5, msg=lambda m: f'{a} {k}: {m}')
 
 def test_two_then_one(two, tmp_path):
@@ -204,7 +204,7 @@ def test_one_then_two(two):
 
 def near(a, b):
     for file in FILES:
-        x, y = (read_tensors(newest(r)/file) for r in (a, b))
+        x, y = (read_tensors(newest_checkpoint(r)/file) for r in (a, b))
         assert x.keys() == y.keys()
         for k in x: torch.testing.assert_close(x[k], y[k], rtol=0, atol=2e-6, msg=lambda m: f'{a} {file} {k}: {m}')
 
@@ -216,20 +216,20 @@ def test_weights_in_shards(two):
     assert list(sums) == [3, 4, 5, 6]                                                    # step 3 was made up for; none after step 6 was asked for
     assert sums[4] == pytest.approx(float(sum(v.double().abs().sum() for v in read_tensors(whole.run/'checkpoints'/'step-0000004'/EMA).values())), rel=1e-6)
     best = max(sums, key=sums.get)
-    assert newest(sharded.run/'checkpoints'/'best').name == f'step-{best:07}'
+    assert newest_checkpoint(sharded.run/'checkpoints'/'best').name == f'step-{best:07}'
     near(sharded.run, whole.run)
 
 def test_clipped_in_shards(two): near(two('clipped_in_shards').run, two('clipped').run)
 
 def test_one_nan_in_one_of_two_processes(two):
     case = two('one_nan')
-    assert case.came == [[0], [0]] and all(v.isfinite().all() for v in read_tensors(newest(case.run)/WEIGHTS).values())
+    assert case.came == [[0], [0]] and all(v.isfinite().all() for v in read_tensors(newest_checkpoint(case.run)/WEIGHTS).values())
 
 @pytest.mark.parametrize('name', ['nan', 'steep'])
 def test_steps_that_stay_unusable(two, name):
     case = two(name)
     for words, in case.came: assert 'not finite for 5 steps up to step 10' in words and 'the last good checkpoint stands' in words
-    assert newest(case.run).name == 'step-0000005'
+    assert newest_checkpoint(case.run).name == 'step-0000005'
 
 @pytest.mark.parametrize('name', ['one_steep', 'one_steep_with_all', 'one_steep_in_shards'])
 def test_an_infinite_slope_in_one_of_two_processes(two, name):
@@ -308,6 +308,6 @@ def test_a_run_of_before_goes_on(nursery, tmp_path):
     before = load_file(tmp_path/'old_run'/'checkpoints'/'step-0000003'/WEIGHTS)
     nursery.together('old_run:begin', tmp_path/'old_run', log=tmp_path/'log', ranks=1)
     assert steps_of(tmp_path/'old_run') == [1, 2, 3, 4, 5, 6]
-    expected, after = load_file(tmp_path/'old_run'/'expected.safetensors'), read_tensors(newest(tmp_path/'old_run')/WEIGHTS)
+    expected, after = load_file(tmp_path/'old_run'/'expected.safetensors'), read_tensors(newest_checkpoint(tmp_path/'old_run')/WEIGHTS)
     assert before.keys() == after.keys() == expected.keys() and (before['decoder.head.weight'] - after['decoder.head.weight']).abs().max() > 1e-4
     for k in expected: torch.testing.assert_close(after[k], expected[k], rtol=0, atol=1e-5, msg=lambda m: f'{k}: {m}')

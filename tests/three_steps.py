@@ -6,10 +6,10 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from rils_nb.config import Config, recipe
-from rils_nb.core import key
+from rils_nb.core import hash_key
 from rils_nb.loader import loader
-from rils_nb.processes import gathered, world
-from rils_nb.methods import METHODS, completed, import_methods, make
+from rils_nb.processes import full_tensors, world
+from rils_nb.methods import METHODS, complete_config, import_methods, make
 from rils_nb.passes import TwoPasses
 from rils_nb.rils import RILS
 from rils_nb.scenes import Scenes
@@ -50,7 +50,7 @@ def batch_of(step):
     tokens[torch.arange(8), torch.randint(3, 6, (8,), generator=g)] = 49407
     tokens[5] = tokens[1]
     return dict(image=torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=g), tokens=tokens,
-                ids=torch.tensor([0, 1, 2, 3, 4, 1, 6, 7]), keys=torch.tensor([key(0, step, i) for i in range(8)]))
+                ids=torch.tensor([0, 1, 2, 3, 4, 1, 6, 7]), keys=torch.tensor([hash_key(0, step, i) for i in range(8)]))
 
 def distribute(method, fsdp):
     "A method for several processes, as Accelerate does it."
@@ -63,8 +63,8 @@ def plain(run): return run.removesuffix('_fsdp').removesuffix('_accum')  # the r
 
 def method_of(run, accum):  # -> the method of a run, in float64
     name = plain(run)
-    if name in LABELLED: config = completed(Config(batch=8, weight_decay=0.5, accum=accum, **LABELLED[name]), Scenes(n=64))
-    elif name in OTHERS: config = completed(recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum), Scenes(n=64))
+    if name in LABELLED: config = complete_config(Config(batch=8, weight_decay=0.5, accum=accum, **LABELLED[name]), Scenes(n=64))
+    elif name in OTHERS: config = complete_config(recipe(f'shapes_{name}', batch=8, weight_decay=0.5, accum=accum), Scenes(n=64))
     else: config = Config(method='given' if name in HITS else re.sub('_(prototypes|sigmoid|frozen|learned|averaged|local|semantic)$', '', name), opts=RUNS[run], masking='semantic' if 'semantic' in name else 'random', batch=8, weight_decay=0.5, accum=accum)
     method = make(light(config)).double()
     if method.asks: method.meet(make(Config(method='clip', size='test', seed=1)).double().eval().requires_grad_(False))
@@ -89,11 +89,11 @@ def three_steps(run):  # -> dict of tensors
         total = loss.detach().clone()
         if n > 1: dist.all_reduce(total)
         kept[f'loss/{step}'] = total / n
-        if step == 0: kept |= gathered({f'grad/{k}': p.grad for k, p in method.named_parameters() if p.requires_grad}, True)
+        if step == 0: kept |= full_tensors({f'grad/{k}': p.grad for k, p in method.named_parameters() if p.requires_grad}, True)
         optimizer.step()
         optimizer.zero_grad()
         method.after_step()
-    return kept | gathered({f'weight/{k}': v for k, v in method.state_dict().items()}, True) | dict(world=torch.tensor(n))
+    return kept | full_tensors({f'weight/{k}': v for k, v in method.state_dict().items()}, True) | dict(world=torch.tensor(n))
 
 def bf16_step(precision='bf16'):  # -> dict of gradients, and how many blocks had one backward pass for two passes
     "A step of RILS under autocast, all images matched in one process and some in the other; float64 is the reference."

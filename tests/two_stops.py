@@ -16,7 +16,7 @@ from rils_nb import harness, machine, train
 from rils_nb.config import Config
 from rils_nb.core import Registry, UserError, write_text
 from rils_nb.features import features
-from rils_nb.processes import in_turns, world
+from rils_nb.processes import map_sharded, world
 from rils_nb.methods import METHODS
 from rils_nb.rils import MAE
 
@@ -52,7 +52,7 @@ def turns(model, config, source):
     def part(k):
         if k == 3: os.kill(os.getpid(), signal.SIGTERM)
         return k
-    return dict(sum=float(sum(in_turns(range(9), part))), n=1)
+    return dict(sum=float(sum(map_sharded(range(9), part))), n=1)
 
 @harness.task('hours', auto=False)
 def hours(model, config, source):
@@ -68,7 +68,7 @@ def fails(model, config, source):
     def part(k):
         if k == 3: raise UserError('the cable is out')
         return k
-    return dict(sum=float(sum(in_turns(range(9), part))), n=1)
+    return dict(sum=float(sum(map_sharded(range(9), part))), n=1)
 
 @harness.task('divided', auto=False)
 def divided(model, config, source):

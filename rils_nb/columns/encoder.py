@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from timm.models import build_model_with_cfg, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from .reversible import through
+from .reversible import run_columns
 from .unit import call, column
 from ..core import Registry, UserError
 from ..model import ENCODERS, SIZES, ImageEncoder, Size, local_attention
@@ -46,12 +46,12 @@ class Columns(VisionTransformer):
 @patch
 def bottom_up(self:Columns, x, **how):  # (B,T,D) embedded tokens; run and stored, as for `through` -> list of levels
     "Levels after the bottom-up columns."
-    return through(self.columns[:self.ups], [x] * len(self.columns[0].levels), x, **how)
+    return run_columns(self.columns[:self.ups], [x] * len(self.columns[0].levels), x, **how)
 
 @patch
 def top_down(self:Columns, state, **how):  # list of levels; as for `through` -> list of levels
     "Levels after the top-down columns."
-    return through(self.columns[self.ups:], state, **how)
+    return run_columns(self.columns[self.ups:], state, **how)
 
 @patch
 def features(self:Columns, x, **how):  # (B,T,D) embedded tokens; as for `through` -> (B,T,D)
@@ -163,7 +163,7 @@ class ColumnsEncoder(ImageEncoder):
         "All levels after the last column, the lowest first."
         return [s.to(x.dtype) for s in self.trunk.top_down(self.trunk.bottom_up(x, **self.how), **self.how)]
 
-    def localised(self, image, entered):  # (B,3,H,W) uint8; not used, as the last block's output is only a part of the feature -> (B,1+N,D)
+    def local_features_of(self, image, entered):  # (B,3,H,W) uint8; not used, as the last block's output is only a part of the feature -> (B,1+N,D)
         "The local features of images."
         return self.encode(self.patches(image), local=True)
 

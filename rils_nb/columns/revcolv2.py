@@ -14,7 +14,7 @@ from torch import nn
 from .unit import Read
 from ..core import UserError
 from ..losses import patchify, pixel_reconstruction
-from ..masking import take
+from ..masking import gather_tokens
 from ..methods import METHODS, Method
 from ..model import SIZES, init_like_mae
 
@@ -60,7 +60,7 @@ class RevColV2(Method):
         self.decoder, self.normalise_pixels = PixelEnd(len(trunk.columns[0].levels), trunk.embed_dim, 3 * self.patch_size**2), normalise_pixels
 
     def forward(self, batch):
-        loss = self.in_parts(self.pixels, batch['image'], batch['keys'])[0].mean()
+        loss = self.accumulate(self.pixels, batch['image'], batch['keys'])[0].mean()
         return dict(loss=loss, reconstruction=loss.detach())
 
 # %% ../../nbs/columns/93_revcolv2.ipynb #932bfeb6
@@ -72,14 +72,14 @@ def predict(self:RevColV2,
     "Predict the pixels of the hidden patches."
     v = self.visual
     state = v.trunk.bottom_up(v.tokens(patches, mask.visible), **v.how)                        # L times (B,1+V,D)
-    places = take(v.trunk.pos_embed[:, 1:].expand(len(patches), -1, -1), mask.hidden)
+    places = gather_tokens(v.trunk.pos_embed[:, 1:].expand(len(patches), -1, -1), mask.hidden)
     return self.decoder(v.trunk.top_down(self.decoder.enter(state, places), **v.how), mask.hidden.shape[1])
 
 @patch
 def pixels(self:RevColV2, image, keys):  # (B,3,H,W) uint8, (B,) -> ((B,),), the mean over the batch for each image
     "Mean squared error of the hidden patches."
     mask = self.mask(keys, image)
-    true = take(patchify(self.visual.normalise(image), self.patch_size), mask.hidden)
+    true = gather_tokens(patchify(self.visual.normalise(image), self.patch_size), mask.hidden)
     loss = pixel_reconstruction(self.predict(self.visual.patches(image), mask), true, self.normalise_pixels)
     return (loss.expand(len(image)),)
 

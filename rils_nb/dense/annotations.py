@@ -13,7 +13,7 @@ import math, re
 
 import hotcoco
 import numpy as np
-from ..rle import encode_masks, encode_polygons, fills, read_run_lengths, RLEMasks
+from ..rle import encode_masks, encode_polygons, is_complete, read_run_lengths, RLEMasks
 
 # %% ../../nbs/dense/84a_annotations.ipynb #98251d5a
 def read_number(v):  # what JSON holds -> float, or None
@@ -128,7 +128,7 @@ def _read_counts(v, notes):  # letters, or a list of numbers -> array of int64
 
 def _to_rle(counts, size): return hotcoco.mask.frPyObjects(dict(size=list(size), counts=counts.tolist()), *size)
 
-def _exchanged(counts, size, box):  # of a mask with height and width exchanged -> the reading that fits this box, or None
+def _exchange_sides(counts, size, box):  # of a mask with height and width exchanged -> the reading that fits this box, or None
     if box is None: return None
     lying = _to_rle(counts, size[::-1])
     found = [_to_rle(counts, size), encode_masks(RLEMasks([lying], size[::-1]).dense().transpose(1, 2)).runs[0]]
@@ -148,8 +148,8 @@ def read_rle(
     except ValueError: raise ValueError('with run lengths that are none')
     same, turned = said == list(size), said == list(size)[::-1]
     if not (same or turned): raise ValueError('with a mask of another size than the image')
-    if not fills(counts, size): raise ValueError('with run lengths that do not fill the image')
-    rle = _to_rle(counts, size) if same else _exchanged(counts, size, box)
+    if not is_complete(counts, size): raise ValueError('with run lengths that do not fill the image')
+    rle = _to_rle(counts, size) if same else _exchange_sides(counts, size, box)
     if rle is None: raise ValueError('with a mask of another size than the image')
     if not same: notes.add('with height and width of their mask exchanged: read as their box says')
     return dict(size=list(size), counts=rle['counts'].decode())

@@ -33,7 +33,7 @@ class ObjectShards(Shards):
         self.object_names = _names(pattern, o.get('names') or re.sub(r'(-\d+)?\.tar$', '-object-classes.txt', self.paths[0]))
         self.label, self.outlined = {n: k for k, n in enumerate(self.object_names)}, self._has_outlines()
     def annotation(self, i):
-        name, h, w, rows = self._said(i)
+        name, h, w, rows = self._read_details(i)
         found = [read_object(a | dict(category_id=a.get('category')), self.label, (h, w)) for a in rows]
         wrong = Counter(note for _, notes in found for note in notes if is_damage(note) or note.endswith(': cut'))
         if wrong: raise BadSample('objects', f'{name} (' + ', '.join(f'{n} {what.rpartition(":")[0]}' for what, n in wrong.items()) + ')')
@@ -50,7 +50,7 @@ READERS['objects'] = (lambda s: False, ObjectShards)
 
 # %% ../../nbs/dense/89_objects.ipynb #8ed86d74
 @patch
-def _said(self:ObjectShards, i):  # -> name, height, width, list of dicts
+def _read_details(self:ObjectShards, i):  # -> name, height, width, list of dicts
     get, _, name = self._parts(i)
     if 'objects' not in get: raise BadSample('pair', f'{name} has no .objects.json beside it')
     try:
@@ -64,7 +64,7 @@ def _said(self:ObjectShards, i):  # -> name, height, width, list of dicts
 @patch
 def _has_outlines(self:ObjectShards):
     for i in range(min(len(self), 1000)):
-        try: rows = self._said(i)[-1]
+        try: rows = self._read_details(i)[-1]
         except BadSample: continue
         if any(a.get('segmentation') for a in rows): return True
     return False
@@ -84,7 +84,7 @@ def _details(paths):  # of shards -> dict: federated; counted: whether all packs
             raise UserError(f'`{path}` cannot be read as what `pack` writes ({type(e).__name__}: {e}): move it away, or pack anew')
     return found
 
-def _image_of(source, i): return json.loads(source._parts(i)[0]['objects']())['image'] if source._said(i) else {}  # `_said` raises the errors
+def _image_of(source, i): return json.loads(source._parts(i)[0]['objects']())['image'] if source._read_details(i) else {}  # `_read_details` raises the errors
 
 def _is_searched(source, i):
     try: return SEARCHED[0].replace('category_ids', 'categories') in _image_of(source, i)
@@ -106,10 +106,10 @@ def object_images(self:ObjectShards):
 
 # %% ../../nbs/dense/89_objects.ipynb #9f1d2ad2
 @patch
-def object_labels(self:ObjectShards, i): return [self.label[a['category']] for a in self._said(i)[-1] if isinstance(a.get('category'), str) and a['category'] in self.label]
+def object_labels(self:ObjectShards, i): return [self.label[a['category']] for a in self._read_details(i)[-1] if isinstance(a.get('category'), str) and a['category'] in self.label]
 
 @patch
-def searched(self:ObjectShards, i):
+def searched_classes(self:ObjectShards, i):
     image = _image_of(self, i)
     named = {k: image.get(k.replace('category_ids', 'categories')) for k in SEARCHED}
     return {k: [self.label[n] for n in names if isinstance(n, str) and n in self.label] if isinstance(names, list) else [] for k, names in named.items()}

@@ -113,7 +113,7 @@ def grid_features(self:ImageEncoder,
 # %% ../../nbs/dense/86_vitdet.ipynb #e8e02b23
 def _norm(width): return LayerNorm2d(width, eps=1e-6)  # over the channels of each position
 
-def _resized(factor, width):  # -> layers that change the stride, and the width after them
+def _stride_layers(factor, width):  # -> layers that change the stride, and the width after them
     if factor == 4:
         return [nn.ConvTranspose2d(width, width // 2, 2, 2), _norm(width // 2), nn.GELU(), nn.ConvTranspose2d(width // 2, width // 4, 2, 2)], width // 4
     if factor == 2: return [nn.ConvTranspose2d(width, width // 2, 2, 2)], width // 2
@@ -128,7 +128,7 @@ class Pyramid(nn.Module):
     ):
         super().__init__()
         self.of = [FINER.index(f) for f in factors]
-        levels = [(*_resized(f, width),) for f in factors]
+        levels = [(*_stride_layers(f, width),) for f in factors]
         self.levels = nn.ModuleList(nn.Sequential(*layers, nn.Conv2d(w, out, 1, bias=False), _norm(out), nn.Conv2d(out, out, 3, padding=1, bias=False), _norm(out))
                                     for layers, w in levels)
 

@@ -17,11 +17,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from ..rle import encode_masks
 from ..core import UserError, progress_bar
-from .classification import strangers, translate
+from .classification import unknown_classes, translate
 from ..features import subset
 from ..harness import NEEDS, task
-from ..loader import annotation_of, in_workers
-from ..processes import in_turns, own_turns
+from ..loader import annotation_of, worker_options
+from ..processes import map_sharded, own_parts
 from ..samples import BadSample
 
 # %% ../../nbs/evals/39_detection.ipynb #b4412401
@@ -72,21 +72,21 @@ class _Known(Dataset):  # (index, image, its fields and its objects in COCO's fo
             image = self.source.read(i)['image']
             known = annotation_of(self.source, i, image)
         except BadSample: return None
-        ours = lambda labels: translate(labels, self.model, _named(self.source))
-        searched = self.source.searched(i) if getattr(self.source, 'federated', False) else {}
+        ours = lambda labels: translate(labels, self.model, _as_class_source(self.source))
+        searched = self.source.searched_classes(i) if getattr(self.source, 'federated', False) else {}
         said = dict(id=i + 1, height=image.shape[1], width=image.shape[2]) | {k: (ours(torch.tensor(v).long()) + 1).tolist() for k, v in searched.items()}
         return i, image, said, as_coco(known | dict(labels=ours(known['labels'])), i)
 
-def _named(source): return SimpleNamespace(classes=source.object_names)  # its objects, not its images
+def _as_class_source(source): return SimpleNamespace(classes=source.object_names)  # its objects, not its images
 
-def _whole(rows): return [r for r in rows if r is not None]
+def _drop_none(rows): return [r for r in rows if r is not None]
 
 # %% ../../nbs/evals/39_detection.ipynb #18ee6cfa
 NEEDS['detector'] = (lambda model, source: getattr(model, 'detect', None) is not None,
                      '`{model}` finds no objects, which {task} needs: train a detector with rils-train detect --init RUN --data coco:FILE.json,images=FOLDER')
 NEEDS['boxes'] = (lambda model, source: bool(getattr(source, 'object_names', None)),
                   'the data tells nothing about boxes, which {task} needs: give --data coco:FILE.json,images=FOLDER, or scenes')
-NEEDS['same objects'] = (lambda model, source: not strangers(model, _named(source)),
+NEEDS['same objects'] = (lambda model, source: not unknown_classes(model, _as_class_source(source)),
                          'the data has kinds of objects that `{model}` was not trained on, and {task} compares names: give data with its classes')
 
 @task('detection', 'detector', 'boxes', 'same objects')
@@ -98,13 +98,13 @@ def detection(
     "Average precision of boxes, and of masks if both model and data have them."
     index, size = subset(len(source), config.eval_samples), min(config.batch, 16)
     parts = [range(len(index))[a:a + size] for a in range(0, len(index), size)]
-    read = iter(DataLoader(_Known(model, source, index), batch_sampler=own_turns(parts), collate_fn=_whole,
-                           generator=torch.Generator(), **in_workers(config.workers)))               # else it uses the global generator
+    read = iter(DataLoader(_Known(model, source, index), batch_sampler=own_parts(parts), collate_fn=_drop_none,
+                           generator=torch.Generator(), **worker_options(config.workers)))               # else it uses the global generator
     def judged(_):  # -> list of (image, true objects, detected ones)
         rows = next(read)
         found = model.detect([image for _, image, *_ in rows]) if rows else []
         return [(said, known, as_coco(f, i)) for (i, _, said, known), f in zip(rows, found)]
-    rows = [r for part in progress_bar(in_turns(parts, judged), total=len(parts), desc='detection', delay=3, leave=False) for r in part]
+    rows = [r for part in progress_bar(map_sharded(parts, judged), total=len(parts), desc='detection', delay=3, leave=False) for r in part]
     images, truth, found = (list(column) for column in zip(*rows)) if rows else ([], [], [])
     truth, found = ([o for objects in column for o in objects] for column in (truth, found))
     if not truth: raise UserError(f'none of the {len(index)} images of the evaluation shows an object')

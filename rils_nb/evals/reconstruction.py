@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from ..features import device_of, evaluating
+from ..features import device_of, eval_mode
 from ..harness import NEEDS, task
 from ..loader import loader
 from ..losses import language_kl
 from ..masking import Mask
-from ..processes import in_turns
+from ..processes import map_sharded
 
 # %% ../../nbs/evals/24_reconstruction.ipynb #3766b9f3
 def divergences(
@@ -59,8 +59,8 @@ def reconstruction(
     def look(step):
         batch = next(iter(loader(shown, source, ('image', 'tokens'), start=step, steps=step + 1)))
         return divergences(model, {k: v.to(device_of(model)) for k, v in batch.items() if torch.is_tensor(v)})
-    with evaluating(model):
-        for found in in_turns(range(max(1, n // texts)), look): sums.update(found)
+    with eval_mode(model):
+        for found in map_sharded(range(max(1, n // texts)), look): sums.update(found)
     if not sums['n']: return dict(n=0)
     out = {k: v / sums['n'] for k, v in sums.items() if k != 'n'}
     way = {f'{k}_way': (out['uniform_nats'] - out[f'{k}_nats']) / (out['uniform_nats'] - out['floor_nats']) for k in ('decoder', 'copy')}

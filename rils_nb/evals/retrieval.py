@@ -11,8 +11,8 @@ __all__ = ['recall', 'group', 'retrieval']
 import torch
 import torch.nn.functional as F
 from ..core import UserError
-from ..features import features, finite, text_features
-from ..harness import hit, task
+from ..features import features, require_finite, text_features
+from ..harness import expected_recall_at_k, task
 
 # %% ../../nbs/evals/21_retrieval.ipynb #138e3fdd
 def _ranks(s, right):  # (q,T) scores, q lists of correct candidates -> (q,) above the best correct one, (q,) with its score, (q,) correct ones of these
@@ -32,13 +32,13 @@ def recall(
     chunk=2**26,  # scores in memory at a time
 ):  # -> dict k -> (Q,) and dict k -> (Q,): recall and chance of each query
     "Recall@k of each query."
-    finite(queries, 'queries'), finite(gallery, 'candidates')
+    require_finite(queries, 'queries'), require_finite(gallery, 'candidates')
     found, n, step = {k: [] for k in ks}, len(gallery), max(1, chunk // len(gallery))
     for i in range(0, len(queries), step):
         above, tied, good = _ranks(queries[i:i + step] @ gallery.T, right[i:i + step])  # (q,T) -> (q,)
-        for k in ks: found[k].append(hit(above, tied, good, k))
+        for k in ks: found[k].append(expected_recall_at_k(above, tied, good, k))
     zero, r = torch.zeros(len(queries)), torch.tensor([len(p) for p in right])
-    return {k: torch.cat(v) for k, v in found.items()}, {k: hit(zero, zero + n, r, k) for k in ks}
+    return {k: torch.cat(v) for k, v in found.items()}, {k: expected_recall_at_k(zero, zero + n, r, k) for k in ks}
 
 # %% ../../nbs/evals/21_retrieval.ipynb #2395d48b
 def group(

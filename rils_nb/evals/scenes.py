@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from ..features import features, patch_features, text_features
-from ..harness import task, won
-from ..processes import in_turns
-from .zeroshot import classifier
+from ..harness import task, expected_accuracy
+from ..processes import map_sharded
+from .zeroshot import zeroshot_classifier
 from ..scenes import BACKGROUNDS, COLOURS, PAIRS, RELATIONS, SHAPES, SIZES, TEXTURES, Scenes
 
 # %% ../../nbs/evals/23_scenes.ipynb #2527aca9
@@ -28,7 +28,7 @@ def _noun(*words):  # 'orange', 'ring' -> 'an orange ring'
 
 def pair_classifier(model):  # -> (64,E), in the order of the labels
     "Embeddings of all pairs of shape and colour."
-    return classifier(model, [_noun(_colours[c], _shapes[s]) for s, c in PAIRS], WORDINGS)
+    return zeroshot_classifier(model, [_noun(_colours[c], _shapes[s]) for s, c in PAIRS], WORDINGS)
 
 def pair_figures(
     z,      # (n,E) image embeddings
@@ -40,9 +40,9 @@ def pair_figures(
     each, pair, eight = torch.arange(len(z)), torch.arange(64), torch.arange(8)
     label, shape, colour = labels[:, None], labels[:, None] // 8, labels[:, None] % 8
     by_colour, by_shape = scores[each, shape[:, 0]], scores[each, :, colour[:, 0]]          # (n,8) each, given the other
-    hits = dict(colour=won(scores.flatten(1), pair % 8 == colour), shape=won(scores.flatten(1), pair // 8 == shape), pair=won(scores.flatten(1), pair == label),
-                colour_given_shape=won(by_colour, eight == colour), shape_given_colour=won(by_shape, eight == shape),
-                colour_alone=won(_average(z, w.view(8, 8, -1).mean(0)), eight == colour), shape_alone=won(_average(z, w.view(8, 8, -1).mean(1)), eight == shape))
+    hits = dict(colour=expected_accuracy(scores.flatten(1), pair % 8 == colour), shape=expected_accuracy(scores.flatten(1), pair // 8 == shape), pair=expected_accuracy(scores.flatten(1), pair == label),
+                colour_given_shape=expected_accuracy(by_colour, eight == colour), shape_given_colour=expected_accuracy(by_shape, eight == shape),
+                colour_alone=expected_accuracy(_average(z, w.view(8, 8, -1).mean(0)), eight == colour), shape_alone=expected_accuracy(_average(z, w.view(8, 8, -1).mean(1)), eight == shape))
     return {k: v.mean().item() for k, v in hits.items()}
 
 def _average(z, w): return z @ F.normalize(w, dim=-1).T  # scores against averaged prompts
@@ -51,7 +51,7 @@ def _average(z, w): return z @ F.normalize(w, dim=-1).T  # scores against averag
 def _choice(model, z, prompts, truth, n):  # (m,E), m lists of n texts, (m,) -> mean per-class accuracy
     texts = list(dict.fromkeys(t for p in prompts for t in p))
     w = dict(zip(texts, F.normalize(text_features(model, texts), dim=-1)))
-    hits = won(torch.stack([torch.stack([w[t] for t in p]) @ x for p, x in zip(prompts, z)]), torch.arange(n) == truth[:, None])
+    hits = expected_accuracy(torch.stack([torch.stack([w[t] for t in p]) @ x for p, x in zip(prompts, z)]), torch.arange(n) == truth[:, None])
     return torch.stack([hits[truth == k].mean() for k in truth.unique()]).mean().item()
 
 QUESTIONS = dict(  # attribute -> its values, and the prompt for a value of it
@@ -96,10 +96,10 @@ def patch_figure(
     ways = dict(patch_colour=None, patch_colour_plain=False) if getattr(model, 'last_attention', None) is not None else dict(patch_colour_plain=False)
     for name, local in ways.items():
         look = lambda part: _average(patch_features(model, [source.image(i) for i in part], local), w)
-        right = torch.cat(list(in_turns(np.array_split(index, -(-len(index) // 100)), look)))               # (n,N,8) scores of the colours
+        right = torch.cat(list(map_sharded(np.array_split(index, -(-len(index) // 100)), look)))               # (n,N,8) scores of the colours
         side, big = round(right.shape[1]**0.5), source.size
         right = F.interpolate(right.unflatten(1, (side, side)).permute(0, 3, 1, 2), (big, big), mode='nearest').permute(0, 2, 3, 1)[truth >= 0]
-        out |= {name: won(right, torch.arange(8) == truth[truth >= 0][:, None]).mean().item(), f'{name}_chance': 1/8}
+        out |= {name: expected_accuracy(right, torch.arange(8) == truth[truth >= 0][:, None]).mean().item(), f'{name}_chance': 1/8}
     return out
 
 def _colour_map(source, i):  # (S,S) int64: the colour of the object at each pixel, -1 for the background

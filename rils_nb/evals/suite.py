@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/evals/suite.html.md"""
 
 # %% auto #0
 __all__ = ['MODELS', 'TABLE_6', 'TABLE_8', 'PAPER', 'SUITES', 'Suite', 'suite_of', 'Prepared', 'results', 'header', 'row',
-           'footer', 'missing', 'suite_command']
+           'footer', 'missing_datasets', 'suite_command']
 
 # %% ../../nbs/evals/26_suite.ipynb #0e835640
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from torchvision.transforms import Compose, InterpolationMode, v2
-from ..core import Registry, UserError, nearest
+from ..core import Registry, UserError, suggest
 from ..datasets import BENCHMARKS, METRICS
 from .zeroshot import zeroshot
-from ..features import features, sharing
-from ..harness import NEEDS, bounds, launched, on_device, record, where
+from ..features import features, share_features
+from ..harness import NEEDS, eval_config, join_launch, use_device, record, locate_results
 from ..processes import world
 from ..libraries import LibraryView, load_model, name_of, view_of
 from ..sources import Source, Wrapper
@@ -67,7 +67,7 @@ del PAPER['average']
 @dataclass(frozen=True)
 class Suite:
     "Data sets that are reported together."
-    names: tuple     # of the data sets
+    parse_class_names: tuple     # of the data sets
     averaged: tuple  # data sets in the average
     printed: dict    # model -> average as printed in the paper
 
@@ -87,7 +87,7 @@ def suite_of(spec):  # 'zeroshot21', 'food101,pets' -> Suite
     parts, chosen = [p.strip() for p in spec.split(',') if p.strip()], []
     for p in parts:
         if p not in SUITES and p not in BENCHMARKS:
-            raise UserError(f'unknown suite `{p}`{nearest(p, [*SUITES, *BENCHMARKS])} (valid: {", ".join(SUITES)}, or data sets: {", ".join(BENCHMARKS)})')
+            raise UserError(f'unknown suite `{p}`{suggest(p, [*SUITES, *BENCHMARKS])} (valid: {", ".join(SUITES)}, or data sets: {", ".join(BENCHMARKS)})')
         chosen += SUITES[p].names if p in SUITES else [p]
     if not chosen: raise UserError(f'--suite names no suite (valid: {", ".join(SUITES)}, or data sets as food101,pets)')
     return Suite(tuple(dict.fromkeys(chosen)), tuple(dict.fromkeys(chosen)), {})
@@ -127,7 +127,7 @@ def results(
 
 # %% ../../nbs/evals/26_suite.ipynb #672647c7
 def _result(model, source, benchmark, config):  # -> metrics, protocol
-    with sharing():  # `zeroshot` reuses the features
+    with share_features():  # `zeroshot` reuses the features
         bad = features(model, source, config.eval_samples, config.batch, config.workers)['bad']
         asked = min(config.eval_samples or len(source), len(source))
         if bad > 0.01 * asked:
@@ -172,7 +172,7 @@ def footer(
              if set(over) == set(suite.averaged) and m in suite.printed and abs(suite.printed[m] - paper[m]) > 0.1]
     return '\n'.join(lines + ([f'The paper prints as averages: {", ".join(wrong)}'] if wrong else []))
 
-def missing(
+def missing_datasets(
     names,  # of data sets
     root,   # folder of the data sets
 ):  # -> str, empty if none is missing
@@ -195,14 +195,14 @@ def suite_command(
     if not there:
         raise UserError(f'no data set of `{a["suite"]}` is in `{root}`: {suite.names[0]}, for example, is looked for as '
                         f'`{Path(root)/BENCHMARKS[suite.names[0]].folder}`, and comes from {BENCHMARKS[suite.names[0]].origin}')
-    with launched(a.get('device', '')) as device:
-        model = on_device(load_model(a['model']), device)
-        config, (step, path), done = replace(bounds(model, a), eval_samples=a.get('n', 0)), where(a['model']), {}
+    with join_launch(a.get('device', '')) as device:
+        model = use_device(load_model(a['model']), device)
+        config, (step, path), done = replace(eval_config(model, a), eval_samples=a.get('n', 0)), locate_results(a['model']), {}
         for name, figures, protocol in results(model, there, root, config):
             if not done: print(header())
             print(row(name, figures), flush=True)
             done[name] = figures
             if (path := a.get('out') or path) and world()[0] == 0:
                 record(path, model, str(Path(root)/BENCHMARKS[name].folder), {f'zeroshot-{name}/{k}': v for k, v in figures.items()}, step, **protocol)
-        print(footer(suite, done), *filter(None, [missing([n for n in suite.names if n not in there], root)]), sep='\n')
+        print(footer(suite, done), *filter(None, [missing_datasets([n for n in suite.names if n not in there], root)]), sep='\n')
     return done

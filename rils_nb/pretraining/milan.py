@@ -14,14 +14,14 @@ from fastcore.basics import patch
 from torch import nn
 from ..core import UserError
 from ..decoders import DECODERS
-from ..losses import exact
-from ..masking import take
+from ..losses import in_float32
+from ..masking import gather_tokens
 from ..methods import METHODS, Method
 from ..model import SIZES
 from ..teachers import ask, check_teacher
 
 # %% ../../nbs/pretraining/61_milan.ipynb #35d56157
-@exact
+@in_float32
 def feature_distance(
     p,  # (B,K,W) predictions
     t,  # (B,K,W) targets
@@ -58,7 +58,7 @@ class Milan(Method):
 
     def ask(self, image, look=True, class_token=False):  # (B,3,H,W) -> (B,N,W) or (B,1+N,W), (B,N) or None
         "What the teacher says of images."
-        return ask(self.teacher, image, look, class_token, self.visual if self.student_pixels else None, self.grid)
+        return teacher_features(self.teacher, image, look, class_token, self.visual if self.student_pixels else None, self.grid)
 
     def scores(self, image): return self.ask(image)[1]  # (B,3,H,W) -> (B,N)
 
@@ -77,12 +77,12 @@ def tell(self:Milan, image, keys):  # (B,3,H,W) uint8, (B,) -> (B,)
     mask = self.mask(keys, image, looks)
     x = self.visual.encode(self.visual.patches(image), mask.visible)                   # (B,1+V,D)
     shown = F.pad(mask.visible + c, (c, 0))                                            # (B,c+V) rows of t
-    if self.distil: return (feature_distance(self.predict(x[:, 1 - c:]), take(t, shown)),)
+    if self.distil: return (feature_distance(self.predict(x[:, 1 - c:]), gather_tokens(t, shown)),)
     hidden, visible = self.decoder(x, mask, visible=True, class_token=self.class_target)
-    return (feature_distance(torch.cat([hidden, visible], 1), take(t, torch.cat([mask.hidden + c, shown], 1))),)
+    return (feature_distance(torch.cat([hidden, visible], 1), gather_tokens(t, torch.cat([mask.hidden + c, shown], 1))),)
 
 @patch
 def forward(self:Milan, batch):  # dict -> dict
     "The distance of a batch's patches from what the teacher sees (Eq. 1)."
-    loss = self.in_parts(self.tell, batch['image'], batch['keys'])[0].mean()
+    loss = self.accumulate(self.tell, batch['image'], batch['keys'])[0].mean()
     return dict(loss=loss, reconstruction=loss.detach())

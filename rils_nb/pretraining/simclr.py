@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import UserError
-from ..loader import augmented
-from ..losses import exact
+from ..loader import augment
+from ..losses import in_float32
 from ..methods import METHODS, Method
-from ..processes import gather, summed, world
+from ..processes import gather, all_reduce_with_grad, world
 from ..rils import CLIP
 
 # %% ../../nbs/pretraining/60_simclr.ipynb #0bcd2828
@@ -30,8 +30,8 @@ class BatchNorm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             n = len(x) * world()[1]
-            x = x - summed(x.sum(0)) / n
-            var = summed(x.square().sum(0)) / n
+            x = x - all_reduce_with_grad(x.sum(0)) / n
+            var = all_reduce_with_grad(x.square().sum(0)) / n
             return x * (var + self.eps).rsqrt() * self.weight + self.bias
 
 def projector(
@@ -46,7 +46,7 @@ def projector(
     return nn.Sequential(*inner, nn.Linear(hidden, dim_out, bias))
 
 # %% ../../nbs/pretraining/60_simclr.ipynb #f21e61c8
-@exact
+@in_float32
 def nt_xent(
     a,   # (B,E) projections of the first views, normalised or not
     b,   # (B,E) of the second views
@@ -77,7 +77,7 @@ class TwoViews:
         super().__init__(config, **more)
         if tau <= 0: raise UserError(f'tau must be above 0, given {tau}')
         strong = dict(area=(smallest, 1.), jittered=jittered, grey=grey, blurred=blurred)
-        self.views = dict.fromkeys(self.views) | {name: partial(augmented, name=name, **strong) for name in ('first', 'second')}
+        self.views = dict.fromkeys(self.views) | {name: partial(augment, name=name, **strong) for name in ('first', 'second')}
         self.strong, self.projector, self.tau = strong, projector(self.visual.width, head_hidden, head_dim), tau
 
     def features_of(self, first, second, *visible):  # (B,3,H,W) each, and (B,V) each if some patches are masked -> (B,D) each
@@ -96,7 +96,7 @@ class SimCLR(TwoViews, Method):
     "A simple framework for contrastive learning of visual representations (Chen et al.)."
     views = ()
     def forward(self, batch):
-        loss = self.compare_views(*self.in_parts(self.features_of, batch['first'], batch['second']))
+        loss = self.compare_views(*self.accumulate(self.features_of, batch['first'], batch['second']))
         return dict(loss=loss, views=loss.detach())
 
 @METHODS.register('slip')
@@ -114,6 +114,6 @@ class SLIP(TwoViews, CLIP):
         return *super().towers(image, tokens, words), *self.features_of(first, second)
 
     def forward(self, batch):
-        z_i, z_t, a, b = self.in_parts(self.towers, *(batch[k] for k in ('image', 'tokens', 'first', 'second')), words=batch.get('words'))
+        z_i, z_t, a, b = self.accumulate(self.towers, *(batch[k] for k in ('image', 'tokens', 'first', 'second')), words=batch.get('words'))
         (contra, hit), views = self.compare(z_i, z_t, batch), self.compare_views(a, b)
         return self.parts(contra + self.ssl_weight * views, hit, contrastive=contra, views=views)

@@ -14,16 +14,16 @@ from fastcore.basics import patch
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..core import Registry, UserError, key, noise, notice
+from ..core import Registry, UserError, hash_key, keyed_uniform, warn
 from ..loader import eval_view
 from ..losses import global_mean
 from ..masking import from_scores
 from ..methods import METHODS
-from ..model import attention_to_patches, overheard
+from ..model import attention_to_patches, capture_input
 from ..optim import OPTIMIZERS
 from ..processes import all_sum, world
 from ..teachers import ask
-from .finetune import POOLS, classifier
+from .finetune import POOLS, make_classifier
 from .labelled import Labelled
 
 # %% ../../nbs/transfer/73_linear.ipynb #c2fd9a8e
@@ -108,7 +108,7 @@ class Linear(Labelled):
         self.optimizer, self.held_out, self.visual = solver, held_out, self.visual.requires_grad_(False)
         widths = {pool: FEATURES[pool](torch.zeros(1, 2, self.visual.width)).shape[1] for pool, _ in self.grid}
         self.norms = nn.ModuleDict({pool: Standardise(w) if standardise else nn.Identity() for pool, w in widths.items()})
-        self.heads = nn.ModuleList(classifier(widths[pool], self.n_classes, head_init) for pool, _ in self.grid)
+        self.heads = nn.ModuleList(make_classifier(widths[pool], self.n_classes, head_init) for pool, _ in self.grid)
         self.choice, self.below = Choice([rate for _, rate in self.grid]), held_out
 
     def lr_factor(self, name): return self.grid[int(name.split('.')[1])][1]
@@ -120,19 +120,19 @@ class Linear(Labelled):
 
 # %% ../../nbs/transfer/73_linear.ipynb #5e496bc7
 @patch
-def lots(self:Linear, samples):  # list of B numbers -> (B,) float64
+def keyed_lots(self:Linear, samples):  # list of B numbers -> (B,) float64
     "A uniform number for each image, in [0, 1): images below a bound are held out."
-    return noise(torch.tensor(samples) ^ key(self.config.seed, 'held out'), 1)[:, 0]
+    return keyed_uniform(torch.tensor(samples) ^ hash_key(self.config.seed, 'held out'), 1)[:, 0]
 
 @patch
 def meet_data(self:Linear, source):
     super(Linear, self).meet_data(source)
     n, share = len(source), self.held_out
     if len(self.grid) < 2 or n < 2 or n * min(share, 1 - share) > 100: return  # so many that neither side is empty by chance
-    lots = self.lots(range(n)).sort().values
+    lots = self.keyed_lots(range(n)).sort().values
     k = min(max(1, int((lots < share).sum())), n - 1)
     self.below = lots[k].item()
-    if k < 10: notice(f'held_out={share:g} of {n} images is {k}: the choice among {len(self.grid)} classifiers hangs on so few; --opts held_out={min(0.5, 20 / n):.2g} holds out more')
+    if k < 10: warn(f'held_out={share:g} of {n} images is {k}: the choice among {len(self.grid)} classifiers hangs on so few; --opts held_out={min(0.5, 20 / n):.2g} holds out more')
 
 # %% ../../nbs/transfer/73_linear.ipynb #d8e309f2
 @patch
@@ -144,7 +144,7 @@ def scores(self:Linear, image):  # (B,3,H,W) uint8 -> (B,N)
     if self.asks: return ask(self.teacher, image, student=self.visual if self.student_pixels else None)[1]
     attn, token = self.last_attention, self.visual.trunk.global_pool == 'token'
     look = lambda attn, x: attention_to_patches(attn, x, self.visual.n_patches, class_token=token)
-    with overheard(attn, look) as looks: self.visual.encode(self.visual.patches(image))
+    with capture_input(attn, look) as looks: self.visual.encode(self.visual.patches(image))
     return looks[0]
 
 @patch
@@ -169,9 +169,9 @@ def features(self:Linear, image):  # (B,3,H,W) uint8 -> tuple of (B,D), one for 
     return tuple(FEATURES[pool](x) for pool in self.norms)
 
 @patch
-def outside(self:Linear, samples):  # list of B numbers -> (B,) bool
+def held_out_images(self:Linear, samples):  # list of B numbers -> (B,) bool
     "The images that are held out."
-    return (self.lots(samples) < self.below).to(self.choice.right.device)
+    return (self.keyed_lots(samples) < self.below).to(self.choice.right.device)
 
 @patch
 def judge(self:Linear, found, labels, out):  # tuple of (B,D), (B,), (B,) bool -> (H,) losses, (H,B) bool
@@ -185,8 +185,8 @@ def judge(self:Linear, found, labels, out):  # tuple of (B,D), (B,), (B,) bool -
 @patch
 def forward(self:Linear, batch):  # dict -> dict
     "The sum of all classifiers' losses on a batch."
-    with torch.no_grad(): found = self.in_parts(self.features, batch['image'])
-    out = self.outside(batch['samples'])
+    with torch.no_grad(): found = self.accumulate(self.features, batch['image'])
+    out = self.held_out_images(batch['samples'])
     with torch.autocast(out.device.type, enabled=False): losses, hits = self.judge(found, batch['label'], out)
     self.choice.count(hits, out, batch.get('progress', 1.))
     best = self.choice.best()
