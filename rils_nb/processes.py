@@ -133,7 +133,7 @@ def same_everywhere(
 # %% ../nbs/02_processes.ipynb #332d6664
 class Interrupted(BaseException): "Divided work was interrupted."  # no Exception, so that only this package catches it
 
-_NEVER = SimpleNamespace(signal=0, held=nullcontext)  # never interrupts
+_NEVER = SimpleNamespace(signal=0, delay=nullcontext)  # never interrupts
 
 class _Turns:
     "Exchange of messages between processes that divide work."

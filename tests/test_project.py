@@ -191,7 +191,7 @@ def test_written_commands_can_be_typed(tmp_path, monkeypatch):
         try:
             if command == 'rils-train':
                 c = config.parse(argv)
-                if c.method in methods.METHODS: config.parse_opts(c.opts, methods.options(methods.METHODS[c.method]))  # or it is a page's own
+                if c.method in methods.METHODS: config.parse_opts(c.opts, methods.method_options(methods.METHODS[c.method]))  # or it is a page's own
                 if ('-clip' in c.size or '-quickgelu' in c.size) != c.init.startswith('open_clip:'): raise UserError(f'--size {c.size} --init {c.init}')
             elif command == 'rils-data': commands.data_parser().parse_args(argv)
             elif command == 'rils-export': commands.export_parser().parse_args(argv)

@@ -422,7 +422,7 @@ def test_one_process_after_the_other(tmp_path, monkeypatch):
     "The first leaves between the moment in which the second opens the file and the moment in which it locks it; then a third one comes."
     import fcntl
     from rils_nb import core
-    inside = 'import sys; from rils_nb.core import only_one\nwith only_one(sys.argv[1]): print("in", flush=True); sys.stdin.read()'
+    inside = 'import sys; from rils_nb.core import file_lock\nwith file_lock(sys.argv[1]): print("in", flush=True); sys.stdin.read()'
     lockf, others = fcntl.lockf, []
     def slow(*args):
         if not others:
@@ -432,7 +432,7 @@ def test_one_process_after_the_other(tmp_path, monkeypatch):
         return lockf(*args)
     monkeypatch.setattr(fcntl, 'lockf', slow)
     with pytest.raises(UserError, match=r'process \d+ on .* is working in'):
-        with core.only_one(tmp_path/'running'): pass
+        with core.file_lock(tmp_path/'running'): pass
     others[0].communicate()
 
 # Whose files they are

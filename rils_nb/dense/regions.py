@@ -20,7 +20,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 from ..rle import RLEMasks, encode_window
-from .federated import sample_classes, class_losses
+from .federated import draw_classes, class_losses
 from .proposals import to_float32, sample_anchors
 from .vitdet import _norm
 
@@ -213,7 +213,7 @@ def sample_asked(self:RoIHeads, targets, keys):  # list of dicts with labels, (B
     "The classes in each image's loss."
     if not self.sigmoid: return None
     if not self.federated: return torch.ones(len(targets), self.classes, dtype=torch.bool, device=self.often.device)
-    return torch.stack([sample_classes(t['labels'], self.often, self.federated, k) for t, k in zip(targets, keys ^ 0x27BB2EE687B0B0FD)])
+    return torch.stack([draw_classes(t['labels'], self.often, self.federated, k) for t, k in zip(targets, keys ^ 0x27BB2EE687B0B0FD)])
 
 def region_losses(
     stage,     # Regions
