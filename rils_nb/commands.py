@@ -162,9 +162,10 @@ def evaluate():
 def export_parser():  # -> argparse.ArgumentParser
     "The parser of `rils-export`."
     p = _Parser(prog='rils-export', allow_abbrev=False, description='Export a trained encoder to open_clip or timm, without changing a weight.')
-    p.add_argument('run', help='run or checkpoint folder, wise:START,TUNED,ALPHA, a .safetensors file with the names of the released RILS, or a folder with a CLIP of transformers')
+    p.add_argument('run', help='run or checkpoint folder, wise:START,TUNED,ALPHA, a .safetensors file with the names of the released RILS, a .pt of SLIP, open_clip or the released RILS, or a folder with a CLIP of transformers')
     p.add_argument('--to', required=True, help='open_clip (both towers) or timm (the image encoder)')
     p.add_argument('--out', required=True, help='folder to write; it must not exist')
+    p.add_argument('--model', default='', help='name of the model in open_clip, for a .pt of open_clip; without: by its shapes')
     return p
 
 @command
@@ -172,4 +173,4 @@ def export():
     "The command `rils-export`."
     a = export_parser().parse_args()
     from rils_nb import exports
-    print(f'written to {a.out}; open it with\n{exports.export(a.run, a.to, a.out)}')
+    print(f'written to {a.out}; open it with\n{exports.export(a.run, a.to, a.out, a.model)}')

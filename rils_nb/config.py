@@ -202,7 +202,7 @@ def register_recipe(f):  # a function that returns a Config
 
 def all_recipes():  # -> RECIPES, after all recipe modules are imported
     "Every recipe, by name."
-    for module in ('recipes', 'image_recipes', 'tuning', 'dense_recipes'): importlib.import_module(f'rils_nb.{module}')
+    for module in ('recipes', 'image_recipes', 'pair_recipes', 'tuning', 'dense_recipes'): importlib.import_module(f'rils_nb.{module}')
     return RECIPES
 
 # %% ../nbs/01_config.ipynb #24e68360

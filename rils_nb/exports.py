@@ -18,9 +18,10 @@ from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.models import model_entrypoint
 from .config import Config
 from .core import Registry, UserError, write_text, writing_folder
-from .formats import describe_file, kind_of_folder, kind_of_names, read_config, tensor_names
+from .formats import describe_file, is_pickle, kind_of_folder, kind_of_names, read_config, tensor_names
 from .libraries import load_model
 from .methods import Method, make
+from .pickles import convert_pickle
 from .runs import read_tensors, write_tensors
 from .model import SIZES
 
@@ -167,13 +168,24 @@ def from_transformers(
     return "import open_clip; open_clip.create_model_and_transforms('local-dir:{out}')"
 
 # %% ../nbs/40_export.ipynb #85c7cb5b
+def _from_pickle(path, to, out, model):  # -> str, how to open it
+    with writing_folder(out) as folder:
+        how, released = convert_pickle(path, folder, model), folder/'released.safetensors'
+        if how and to != 'open_clip': raise UserError(f'`{path}` is rewritten as it is, in the format of open_clip: give --to open_clip')
+        if how is None:
+            how = TARGETS[to](from_released(released), folder)
+            released.unlink()
+    return how.format(out=Path(out))
+
 def export(
-    source,  # run or checkpoint folder, wise:START,TUNED,ALPHA, a .safetensors file of the released RILS, or a folder with transformers' CLIP
+    source,  # run or checkpoint folder, wise:START,TUNED,ALPHA, a .safetensors file of the released RILS, a .pt of SLIP, open_clip or the released RILS, or a folder with transformers' CLIP
     to,      # open_clip or timm
     out,     # new folder
+    model='', # open_clip's name of the model, for a .pt of open_clip
 ):  # -> str, how to open it
     "Export an encoder; the folder appears when it is complete."
     write = TARGETS[to]
+    if Path(source).is_file() and is_pickle(source): return _from_pickle(source, to, out, model)
     if kind_of_folder(source) == 'transformers' and to == 'open_clip':
         with writing_folder(out) as folder: return from_transformers(source, folder).format(out=Path(out))
     released = Path(source).is_file() and kind_of_names(tensor_names(source)) == 'released' and Path(source).suffix == '.safetensors'

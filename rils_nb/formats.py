@@ -128,7 +128,8 @@ def _of_pickle(path):  # -> str
     new = path.parent/'model.safetensors' if whole else path.with_suffix('.safetensors')
     then = _of_transformers(path.parent, converted=True) if whole else _instead(new, kind)
     words = f' with weights under {WHOSE[kind]} names' if kind else ''
-    return f'`{path}` is a pickle{words}, and unpickling runs code: where you trust it, rewrite it as safetensors ({rewriting(path, new)}), then {then}'
+    return f'`{path}` is a pickle{words}, and unpickling runs code: where you trust it, rewrite it as safetensors ({rewriting(path, new)}), then {then}' + (
+        f'; or convert it without running anything, rils-export {path} --to open_clip --out NEW' if kind in ('open_clip', 'released') and not whole else '')
 
 # %% ../nbs/13a_formats.ipynb #85596baf
 ELSEWHERE = dict(vit_mae='timm:vit_base_patch16_224.mae/pretrained', vit='timm:vit_base_patch16_224.augreg_in21k/pretrained', deit='timm:deit_base_patch16_224.fb_in1k/pretrained',

@@ -179,7 +179,7 @@ def _unpatchify(x, p):  # (B,N,3pp), the inverse of `patchify`
     return F.fold(x.view(len(x), -1, p * p, 3).permute(0, 3, 2, 1).flatten(1, 2), side * p, kernel_size=p, stride=p)
 
 # %% ../nbs/18_pictures.ipynb #c5b69dec
-@picture('pixels', lambda m: isinstance(m, Pixels))
+@picture('pixels', lambda m: isinstance(m, Pixels) and bool(m.asks) == (m.teacher is not None))  # a mask that asks needs its teacher
 @use_style
 def pixel_picture(
     model,   # Method that predicts pixels

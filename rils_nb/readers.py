@@ -233,7 +233,7 @@ READERS['manifest'] = (lambda s: Path(s).suffix.lower() in ('.csv', '.tsv', '.js
 READERS['classes'] = (lambda s: os.path.isdir(s) and _has_classes(s), ClassFolders)
 READERS['folder'] = (os.path.isdir, Folder)
 
-LAZY = dict(karpathy='captioned', captions='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', objects='dense.objects', packed='dense.objects', scene_colours='evals.segmentation', listed='evals.low_shot')  # imported when used
+LAZY = dict(karpathy='captioned', captions='captioned', coco='dense.coco', ade20k='dense.maps', voc='dense.maps', maps='dense.maps', objects='dense.objects', packed='dense.objects', scene_colours='evals.segmentation', listed='evals.low_shot', mixed='mixed')  # imported when used
 
 def open_source(
     spec,                  # what to read: scenes, a pattern of .tar, a .csv/.tsv/.jsonl/.json, a folder; or kind:spec
