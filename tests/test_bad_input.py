@@ -95,6 +95,9 @@ CASES = [
     ('rils-train --opts average=all', 'valid: encoder, theta'),
     ('rils-train --opts decoder=prompt', 'did you mean `prompting`?'),
     ('rils-train --method mae --masking semantic', 'asks how much each patch matters, and `mae` does not say'),
+    ('rils-train --method mae --opts teacher=runs/clip', '`mae` asks its teacher for the mask alone'),
+    ('rils-train --data mixed:', 'followed by data sets with ; between them'),
+    ('rils-train --method clip --data mixed:labels={d}/pairs.csv', 'makes captions from the names of classes'),
     ('rils-train --method slip --opts tau=0', 'tau must be above 0'),
     ('rils-train shapes_finetune --init= --data {d}/pairs.csv', 'the data has no labels, which classification needs'),
     ('rils-train shapes_finetune --init= --data {d}/one', 'only `cat`'),
@@ -165,6 +168,7 @@ CASES = [
     ('rils-export {d}/mae --to open_clip --out {d}/x', 'no text tower'),
     ('rils-export {d}/good --to timm --out {d}/nothing', 'exists already'),
     ('rils-export {d}/pickled --to timm --out {d}/x', 'unpickling runs code'),
+    ('rils-export {d}/pickled/model.pt --to open_clip --out {d}/x', 'unpickling runs code'),
 ]
 
 def tree(d): return {str(p): p.stat().st_mtime_ns for p in sorted(d.rglob('*')) if p.is_file()}
