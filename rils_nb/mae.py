@@ -13,7 +13,7 @@ from .decoders import DECODERS
 from .losses import patchify, pixel_reconstruction
 from .masking import gather_tokens
 from .methods import METHODS, Method
-from .teachers import ask, check_teacher
+from .teachers import teacher_features, check_teacher
 
 # %% ../nbs/12b_mae.ipynb #b4c1e36e
 class Pixels:
@@ -59,7 +59,7 @@ class MAE(Pixels, Method):
     def scores(self, image):  # (B,3,H,W) -> (B,N)
         "The teacher's attention to each patch."
         if self.teacher is None: raise UserError(f'the masks of this run are drawn by its teacher `{self.asks}`, and what a config names is not opened by itself: name it, rils-eval RUN --teacher {self.asks}')
-        return ask(self.teacher, image, student=self.visual if self.student_pixels else None, n=self.grid)[1]
+        return teacher_features(self.teacher, image, student=self.visual if self.student_pixels else None, n=self.grid)[1]
 
     def meet(self, teacher):  # model in evaluation mode
         "Receive the teacher; raises `UserError` where it has other patches or no attention."

@@ -18,7 +18,7 @@ from ..losses import in_float32
 from ..masking import gather_tokens
 from ..methods import METHODS, Method
 from ..model import SIZES
-from ..teachers import ask, check_teacher
+from ..teachers import teacher_features, check_teacher
 
 # %% ../../nbs/pretraining/61_milan.ipynb #35d56157
 @in_float32

@@ -22,7 +22,7 @@ from ..methods import METHODS
 from ..model import attention_to_patches, capture_input
 from ..optim import OPTIMIZERS
 from ..processes import all_sum, world
-from ..teachers import ask
+from ..teachers import teacher_features
 from .finetune import POOLS, make_classifier
 from .labelled import Labelled
 
@@ -141,7 +141,7 @@ def scores(self:Linear, image):  # (B,3,H,W) uint8 -> (B,N)
     "Importance of each patch: attention of the teacher, or of the encoder's own last block."
     if self.asks and self.teacher is None: raise UserError(
         f'this classifier sees the patches that its teacher `{self.asks}` chooses, and what a config names is not opened by itself: name the teacher, rils-eval RUN --teacher {self.asks}')
-    if self.asks: return ask(self.teacher, image, student=self.visual if self.student_pixels else None)[1]
+    if self.asks: return teacher_features(self.teacher, image, student=self.visual if self.student_pixels else None)[1]
     attn, token = self.last_attention, self.visual.trunk.global_pool == 'token'
     look = lambda attn, x: attention_to_patches(attn, x, self.visual.n_patches, class_token=token)
     with capture_input(attn, look) as looks: self.visual.encode(self.visual.patches(image))
@@ -156,7 +156,7 @@ def most(self:Linear, image):  # (B,3,H,W) uint8 -> (B,V) visible patches, or No
 def meet(self:Linear, teacher):
     "Receive the frozen teacher; raises `UserError` where it has no attention or other patches."
     if getattr(teacher, 'last_attention', None) is None: raise UserError(f'the teacher `{self.asks}` has no attention to ask')
-    n = ask(teacher, torch.zeros(1, 3, *[self.image_size] * 2, dtype=torch.uint8, device=next(teacher.parameters()).device))[1].shape[1]
+    n = teacher_features(teacher, torch.zeros(1, 3, *[self.image_size] * 2, dtype=torch.uint8, device=next(teacher.parameters()).device))[1].shape[1]
     if n != self.visual.n_patches: raise UserError(f'the teacher `{self.asks}` sees {n} patches, and --size {self.config.size} at --image_size {self.image_size} has {self.visual.n_patches}')
     super(Linear, self).meet(teacher)
 
