@@ -74,10 +74,10 @@ TABLE_2 = dict(  # recipe without its prefix -> method, its run, boxes and masks
     slip_b16=('SLIP', 'slip_b16_l20m', (46.5, 41.5), (32.4, 30.8)), mae_clip_b16=('MAE+CLIP', 'mae_clip_b16_l20m', (48.1, 42.4), (32.6, 30.7)))
 TABLE_5 = {1: 0.86, 2: 6.46, 5: 16.94, 20: 31.97, 50: 40.41}  # fraction of COCO in % -> boxes of RILS
 
-def _found(method, run, data, figures): return f'{method} of `{run}`, {data}, 25 epochs: {figures[0]} for boxes, {figures[1]} for masks (paper, Table 2).'
+def _describe_result(method, run, data, figures): return f'{method} of `{run}`, {data}, 25 epochs: {figures[0]} for boxes, {figures[1]} for masks (paper, Table 2).'
 
-register_starts(detect_rils_b16, {f'detect_{k}': (run, _found(method, run, 'COCO', coco)) for k, (method, run, coco, _) in TABLE_2.items()})
-register_starts(detect_rils_b16_lvis, {f'detect_{k}_lvis': (run, _found(method, run, 'LVIS', lvis)) for k, (method, run, _, lvis) in TABLE_2.items()})
+register_starts(detect_rils_b16, {f'detect_{k}': (run, _describe_result(method, run, 'COCO', coco)) for k, (method, run, coco, _) in TABLE_2.items()})
+register_starts(detect_rils_b16_lvis, {f'detect_{k}_lvis': (run, _describe_result(method, run, 'LVIS', lvis)) for k, (method, run, _, lvis) in TABLE_2.items()})
 
 def _low_shot(share):  # in % -> recipe
     def made():

@@ -49,7 +49,7 @@ def _again(source, bad, prompts, names):  # in another process: without the mess
     new.source, new.bad, new.prompts, new.names, new.captions = source, bad, prompts, names, lru_cache(2**12)(new._captions)
     return new
 
-def _captioned(labels, y, name):  # Labels, label or None, name of the sample -> list of ClassCaption
+def _class_captions(labels, y, name):  # Labels, label or None, name of the sample -> list of ClassCaption
     if y is None or not 0 <= y < len(labels.names): raise BadSample('label', f'{name} has ' + ('none' if y is None else f'the label {y}, and there are names of {len(labels.names)} classes'))
     return labels.captions(y)
 
@@ -89,12 +89,12 @@ def _fingerprint(part):  # any reader -> int, or None
 def read(self:Labels, i):  # -> dict: image, captions, name
     "Sample `i`; raises `BadSample`."
     sample = self.source.read(i)
-    return dict(image=sample['image'], captions=_captioned(self, sample.get('label'), sample.get('name')), name=sample.get('name'))
+    return dict(image=sample['image'], captions=_class_captions(self, sample.get('label'), sample.get('name')), name=sample.get('name'))
 
 @patch
 def raw(self:Labels, i):
     data, suffix, _, label, name = self.source.raw(i)
-    return data, suffix, _captioned(self, label, name), None, name
+    return data, suffix, _class_captions(self, label, name), None, name
 
 @patch
 def read(self:Mixed, i):  # -> dict: image, captions, name

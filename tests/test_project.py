@@ -445,3 +445,36 @@ def test_runner_survives_a_notebook_that_dies_and_keeps_notebooks_apart(tmp_path
     notebook(tmp_path/'nbs'/'02_finds.ipynb', '# Finds\n\n> why', 'import torch\nassert torch.zeros(1).dtype == torch.float32')
     out = run_pytest(tmp_path, '--notebook-workers', '1')
     assert '1 failed, 2 passed' in out.stdout and 'nbs/00_dies.ipynb: its process ended with exit code 3' in out.stdout, out.stdout + out.stderr
+
+# Names
+
+TWO_MEANINGS = {  # public names that stand in two modules, and why
+    'train': 'the command and the loop that it runs', 'evaluate': 'the command, the function of a notebook, and the evaluation of a run', 'export': 'the command and what it calls',
+    'reconstruction': 'an evaluation and the picture of it, each registered by its name'}
+PREPOSITIONS = set('at in on of by to from with through between where about into onto over under behind beside within beyond without'.split())
+PARTICIPLES = set('told drawn shown taught seen hit won kept made given taken found held known left lost said written sent heard gone'.split())
+ADJECTIVES = {  # functions that are called by a participle, and why
+    '_striped': 'a style of scenes, by its name', '_dotted': 'a style of scenes, by its name', '_blurred': 'a style of scenes, by its name', '_inverted': 'a style of scenes, by its name',
+    'federated': 'a property of LVIS, its name in the field'}
+
+def definitions():
+    "Each function and class of the package, outside of functions: module, name, whether it belongs to a class."
+    for module in sorted((ROOT/'rils_nb').rglob('*.py')):
+        if module.name == '_modidx.py': continue
+        for node in ast.parse(module.read_text()).body:
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)): continue
+            name = module.relative_to(ROOT).as_posix()
+            if isinstance(node, ast.FunctionDef) or node.name[0] != '_': yield name, node.name, any('patch' in ast.unparse(d) for d in node.decorator_list)
+            if isinstance(node, ast.ClassDef): yield from ((name, n.name, True) for n in node.body if isinstance(n, ast.FunctionDef))
+
+def test_a_name_has_one_meaning_and_says_what_it_does():
+    "No public name in two modules; no function that is called by a participle or a preposition alone."
+    places, wrong = {}, set()
+    for module, name, in_class in definitions():
+        words = name.strip('_').split('_')
+        if not name.startswith('_') and not in_class: places.setdefault(name, set()).add(module)
+        if name.startswith('__') or not words[0].islower() or words[0] == 'embed': continue
+        participle = words[0] in PARTICIPLES or re.search('[^e]ed$', words[0])
+        if words[0] in PREPOSITIONS and len(words) == 1 or participle and (len(words) == 1 or words[1] in PREPOSITIONS): wrong.add(name)
+    assert {k for k, v in places.items() if len(v) > 1} == set(TWO_MEANINGS), {k: v for k, v in places.items() if len(v) > 1}
+    assert wrong == set(ADJECTIVES), wrong ^ set(ADJECTIVES)
