@@ -56,7 +56,7 @@ def turn(n, way, peak):
     config = Config(method='revcolv2', size='RevColV2-benchmarked', image_size=args.side, batch=args.batch, checkpointing=way == 'again')
     method = make(config).to(args.device).train()
     optimizer, cuda = optimizer_of(method, config), args.device == 'cuda'
-    batch = dict(image=torch.randint(256, (args.batch, 3, args.side, args.side), dtype=torch.uint8), keys=torch.tensor([key(0, 0, i) for i in range(args.batch)]))
+    batch = dict(image=torch.randint(256, (args.batch, 3, args.side, args.side), dtype=torch.uint8), keys=torch.tensor([hash_key(0, 0, i) for i in range(args.batch)]))
     batch = {k: v.to(args.device) for k, v in batch.items()}
     own = sum(p.nbytes for p in method.parameters() if p.requires_grad)                     # gradients take as much, AdamW twice
     sync = torch.cuda.synchronize if cuda else lambda: None

@@ -47,7 +47,7 @@ def step():
     torch.set_float32_matmul_precision('high')
     g = torch.Generator().manual_seed(0)
     known = [objects(g) for _ in range(args.batch)]
-    batch = dict(image=torch.randint(256, (args.batch, 3, args.side, args.side), dtype=torch.uint8, generator=g), keys=torch.tensor([key(0, i) for i in range(args.batch)]))
+    batch = dict(image=torch.randint(256, (args.batch, 3, args.side, args.side), dtype=torch.uint8, generator=g), keys=torch.tensor([hash_key(0, i) for i in range(args.batch)]))
     batch = {k: v.to(args.device) for k, v in batch.items()} | {k: [o[k] for o in known] for k in known[0]}
     before = resident()
     config = Config(method='detect', size=args.size, image_size=args.side, batch=args.batch, lr=1e-4, weight_decay=0.1, beta2=0.999, checkpointing=args.checkpointing,

@@ -59,7 +59,7 @@ def turn(name):
     if args.device == 'cpu' and name != 'timm': tune_cpu(args.precision == 'bf16')
     torch.manual_seed(0)
     torch.set_float32_matmul_precision('high')
-    side, keys = SIZES[args.size].native, [key(0, 0, i) for i in range(args.batch)]
+    side, keys = SIZES[args.size].native, [hash_key(0, 0, i) for i in range(args.batch)]
     view = mix_view(Config(image_size=side))
     batch = dict(image=torch.randint(256, (args.batch, 3, side, side), dtype=torch.uint8), label=torch.randint(args.classes, (args.batch,)),
                  mix=torch.stack([view({}, k) for k in keys]), keys=torch.tensor(keys))

@@ -22,7 +22,7 @@ def main():
     from rils_nb.scenes import Scenes
     from rils_nb.viz import save_figure
     model = load(args.run)
-    found = kept_where(model, *(Scenes(split, n=n, objects=1, size=model.image_size) for split, n in (('train', args.n), ('val', 2000))))
+    found = probe_levels(model, *(Scenes(split, n=n, objects=1, size=model.image_size) for split, n in (('train', args.n), ('val', 2000))))
     for question, share in found.items():
         print(f'{question}, % right; columns from left to right, 0 = the embedded image, the highest level first')
         for l in reversed(range(share.shape[1])): print(f'  level {l + 1}: ' + ' '.join(f'{100 * v:5.1f}' for v in share[:, l].tolist()))

@@ -35,7 +35,7 @@ FIGURES = Registry('kind of picture')  # name -> function of a model and a sourc
 
 # %% ../nbs/43_figures.ipynb #76d926be
 def _label(source, i):  # -> label of a sample, or None
-    try: return source.label_and_name(i)[0] if hasattr(source, 'about') else source.read(i).get('label')
+    try: return source.label_and_name(i)[0] if hasattr(source, 'label_and_name') else source.read(i).get('label')
     except BadSample: return None
 
 def sample_classes(

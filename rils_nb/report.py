@@ -271,7 +271,7 @@ def as_picture(
     from rils_nb.viz import use_style
     shown = [i for i, r in enumerate(rows) if not r.figure.partition(' ')[0].endswith('_nats')]
     if not shown: raise UserError('no row of the report is a share, so there is nothing to draw')
-    return styled(_draw)(labels, [rows[i] for i in shown], {l: [cells[i] for i in shown] for l, cells in beside.items()})
+    return use_style(_draw)(labels, [rows[i] for i in shown], {l: [cells[i] for i in shown] for l, cells in beside.items()})
 
 def _draw(labels, rows, beside):
     import matplotlib.pyplot as plt

@@ -366,7 +366,7 @@ def test_a_share_of_few_is_one():
     from rils_nb.dense.proposals import sample_anchors
     from rils_nb.masking import semantic
     assert semantic(torch.tensor([7]), 16, 0.03, torch.ones(1, 16)).hidden.shape == (1, 1)
-    assert len(pick(torch.ones(9), 1, 0.25, torch.tensor(7))[0]) == 1
+    assert len(sample_anchors(torch.ones(9), 1, 0.25, torch.tensor(7))[0]) == 1
 
 def test_a_warm_up_of_less_than_a_step_is_said(tmp_path, capsys):
     assert fit(replace(SMALL, method='mae', steps=1, warmup=0.04, out=str(tmp_path/'run'))) == 0
@@ -593,7 +593,7 @@ def test_a_name_moves_no_cursor(tmp_path, capsys):
             info.size = len(data)
             t.addfile(info, io.BytesIO(data))
     check_command(open_source(str(tmp_path/'x.tar')), None)
-    notice(f'a notice about `{name}`')
+    warn(f'a notice about `{name}`')
     @command
     def fails(): raise UserError(f'an error about `{name}`')
     with pytest.raises(SystemExit): fails()
@@ -606,7 +606,7 @@ def test_a_detectors_encoder_is_not_measured_as_another_network(tmp_path):
     from rils_nb.methods import complete_config
     from rils_nb.runs import save
     config = Config(method='detect', image_size=32, opts='window=2,pyramid=2:1,width=16,convs=1,fc=16,anchor=2,anchors=16,proposals=16,regions=16')
-    save(make(completed(config, Scenes(n=64))), tmp_path)
+    save(make(complete_config(config, Scenes(n=64))), tmp_path)
     with pytest.raises(UserError, match='trained together with what stands beside it'): harness.evaluate(tmp_path, 'scenes:split=val,n=40', 'probe')
     assert not {'probe', 'low_shot'} & set(harness.choose(load(tmp_path), Scenes('val', n=40)))
     with pytest.raises(UserError, match='windows of 2 patches and with relative positions'): load(tmp_path).encode_image(torch.rand(1, 3, 32, 32))
@@ -896,7 +896,7 @@ def test_gradients_of_sixteen_columns():
     for level in (level for c in row for level in c.levels): level.gate.data.fill_(9.)
     for stored in (True, False):
         leaf = x.clone().requires_grad_()
-        state = through(row, [leaf] * 4, leaf, stored=stored)
+        state = run_columns(row, [leaf] * 4, leaf, stored=stored)
         grads.append(torch.autograd.grad(sum(s.float().sin().mean() for s in state), [leaf, *row.parameters()]))
     apart = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*grads))
     assert apart < 8**3 * torch.finfo(torch.float32).eps  # a number that is read as its neighbour, and three columns that multiply it
@@ -936,7 +936,7 @@ def test_detect_needs_objects(tmp_path):
     from rils_nb.methods import complete_config
     for wrong in (dict(iscrowd=1), dict(bbox=[90, 4, 5, 5]), dict(category_id=9)):
         with pytest.raises(UserError, match='no image of the data shows an object'):
-            completed(Config(method='detect', opts='masks=false'), open_source(coco_file(tmp_path, [SQUARE | dict(segmentation=None) | wrong])))
+            complete_config(Config(method='detect', opts='masks=false'), open_source(coco_file(tmp_path, [SQUARE | dict(segmentation=None) | wrong])))
 
 def test_lists_of_voc(tmp_path):
     for i in 'ab':
@@ -952,7 +952,7 @@ def test_one_outline_costs_no_object(tmp_path):
     source = open_source(coco_file(tmp_path, [SQUARE] + [{k: v for k, v in SQUARE.items() if k != 'segmentation'} | dict(image_id=i % 3) for i in range(9)]))
     assert sum(len(source.annotation(i)['boxes']) for i in range(3)) == 10
     from rils_nb.dense.jitter import lsj_view
-    view = cut_view(Config(image_size=64), 2, masks=True, jitter='1:1')
+    view = lsj_view(Config(image_size=64), 2, masks=True, jitter='1:1')
     assert sum(len(view(source.read(i), i, source.annotation(i))['boxes']) for i in range(3)) == 10
 
 @pytest.mark.parametrize('change', [dict(images=[dict(id=0, file_name='0.png', height=1e10, width=40), dict(id=1, file_name='1.png', height=40, width=40)]), dict(images=[dict(id=[0], file_name='0.png', height=40, width=40), dict(id=1, file_name='1.png', height=40, width=40)]),
@@ -986,7 +986,7 @@ def test_a_strip_stays_a_strip():
 
 def test_anchors_stand_at_multiples_of_the_stride():
     from rils_nb.dense.proposals import RPN
-    anchors = Proposals(8, (16, 32))([torch.zeros(1, 8, 3, 3), torch.zeros(1, 8, 2, 2)], torch.zeros(1, 3, 56, 56), [(56, 56)])[2][0]
+    anchors = RPN(8, (16, 32))([torch.zeros(1, 8, 3, 3), torch.zeros(1, 8, 2, 2)], torch.zeros(1, 3, 56, 56), [(56, 56)])[2][0]
     assert {*((anchors[:, 0] + anchors[:, 2]) / 2).round().int().tolist()} == {0, 16, 32}
 
 def test_a_nan_is_not_kept():
@@ -999,8 +999,8 @@ def test_numbers_are_finite():
     "Every option of every method whose default is a number, or several."
     from rils_nb.methods import METHODS, import_methods, method_options
     import_methods()
-    wrong = [f'{m} {k}={v}' for m, cls in METHODS.items() for k, default in options(cls).items() if isinstance(default, float) or k in ('jitter', 'rates')
-             for v in ('nan', 'inf') if not _refuses(k, f'0.1:{v}' if default == '0.1:2' else v, options(cls))]
+    wrong = [f'{m} {k}={v}' for m, cls in METHODS.items() for k, default in method_options(cls).items() if isinstance(default, float) or k in ('jitter', 'rates')
+             for v in ('nan', 'inf') if not _refuses(k, f'0.1:{v}' if default == '0.1:2' else v, method_options(cls))]
     assert not wrong, wrong
 
 def _refuses(k, v, known):

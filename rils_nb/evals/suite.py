@@ -67,7 +67,7 @@ del PAPER['average']
 @dataclass(frozen=True)
 class Suite:
     "Data sets that are reported together."
-    parse_class_names: tuple     # of the data sets
+    names: tuple     # of the data sets
     averaged: tuple  # data sets in the average
     printed: dict    # model -> average as printed in the paper
 
