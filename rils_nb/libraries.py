@@ -245,7 +245,7 @@ def open_timm(name):  # NAME, NAME/pretrained, NAME.TAG, NAME/FILE.safetensors, 
     return _say_rest(spec, base, model) if file else model
 
 # %% ../nbs/15_libraries.ipynb #3551f199
-OPENERS['wise'] = lambda given: importlib.import_module('rils_nb.transfer.wise').between(given)
+OPENERS['wise'] = lambda given: importlib.import_module('rils_nb.transfer.wise').open_between(given)
 
 # %% ../nbs/15_libraries.ipynb #3e1015fb
 def _library_of(name):  # NAME or NAME/WEIGHTS, without a prefix -> str, empty where no library has it

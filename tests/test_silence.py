@@ -646,8 +646,10 @@ def test_the_wrong_doors_lead_somewhere(tmp_path, monkeypatch):
     net = clip_folder(tmp_path/'clip')
     assert load_model('clip').net.visual.proj.equal(net.visual.proj)                        # a folder that open_clip opens
     torch.save(dict(state_dict={f'module.{k}': v for k, v in net.state_dict().items()}, epoch=3), 'epoch_3.pt')
-    words = said('epoch_3.pt')
+    with pytest.raises(UserError) as e: load_model('epoch_3.pt')
+    words = str(e.value)
     assert 'give open_clip:NAME/epoch_3.safetensors' in words
+    with pytest.raises(UserError, match='`epoch_3.pt` is rewritten as it is, .*: give --to open_clip'): export('epoch_3.pt', 'timm', tmp_path/'never')
     follow(words)
     Path('tiny-doors.json').write_text(json.dumps(json.loads(Path('clip/open_clip_config.json').read_text())['model_cfg']))
     open_clip.add_model_config(Path('tiny-doors.json'))
