@@ -125,12 +125,12 @@ def test_readme_and_sidebar_are_in_step():
     assert (ROOT/'README.md').read_text(encoding='utf-8') == pages.readme(read_nb(ROOT/'nbs'/'index.ipynb')), 'run: python tests/pages.py'
     assert (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8') == pages.sidebar(ROOT/'nbs'), 'run: python tests/pages.py'
 
-def test_reference_pages_are_in_step():
+def check_reference_pages_in_step():
     "What the site says of commands, options, recipes and functions is what the code says of them now."
     stale = [name for name in reference.PAGES if (ROOT/'nbs'/'reference'/f'{name}.ipynb').read_text(encoding='utf-8') != reference.text(name)]
     assert not stale, f'run: python tests/pages.py ({stale})'
 
-def test_reference_pages_leave_nothing_out():
+def check_reference_pages_whole():
     "Counted from the other side: every flag, option, recipe and public function is on its page."
     import argparse
     from rils_nb import commands, config, methods
@@ -146,6 +146,13 @@ def test_reference_pages_leave_nothing_out():
     modules = ['.'.join(p.relative_to(ROOT).with_suffix('').parts) for p in python_files() if not p.name.startswith('_')]
     lost = [(m, n) for m in modules for n, _ in public(import_module(m)) if n not in config.all_recipes() and f'[{reference.cell(n)}](' not in text['python_api']]
     assert not lost, lost
+
+@pytest.mark.parametrize('check', [check_reference_pages_in_step, check_reference_pages_whole])
+def test_reference_pages(check):
+    "In a process of its own: other tests register methods and sizes."
+    code = f"import sys; sys.path.insert(0, 'tests'); import test_project; test_project.{check.__name__}()"
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 def test_sidebar_names_each_page_once():
     "A page that a group names and that is not there, a title for no page, and two entries of one title would all be mistakes."
