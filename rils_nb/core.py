@@ -118,7 +118,7 @@ def keyed_uniform(
 # %% ../nbs/00_core.ipynb #47bae2cb
 @contextmanager
 def use_seed(key):  # integer in [0, 2^63)
-    "Seed torch's CPU generator with `hash_key` for the length of a `with` block."
+    "Seed torch's CPU generator with `key` for the length of a `with` block."
     import torch
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(key)

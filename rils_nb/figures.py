@@ -20,7 +20,7 @@ from .core import Registry, UserError
 from .features import device_of, eval_mode, features, fine_features
 from .harness import eval_config, meet_teacher, use_device
 from .libraries import load_model, name_of, view_of
-from .losses import patchify
+from .losses import normalise_patches, patchify
 from .masking import gather_tokens
 from .model import attention_to_patches, capture_input
 from .pictures import caption_words, first_samples
@@ -103,7 +103,7 @@ def _pixel_losses(model, images):  # Pixels, (B,3,S,S) uint8 -> (B,N), Mask
     mask = model.mask(keys, images)
     g = model.decoder(v.encode(v.embed(x), mask.visible), mask)                                            # (B,M,3pp)
     true = gather_tokens(patchify(x, model.patch_size), mask.hidden)
-    if model.normalise_pixels: true = (true - true.mean(-1, keepdim=True)) / (true.var(-1, keepdim=True) + 1e-6).sqrt()
+    if model.normalise_pixels: true = normalise_patches(true)
     error = (g.float() - true).square().mean(-1)                                                           # (B,M)
     return error.new_full((len(x), v.n_patches), torch.nan).scatter(1, mask.hidden, error), mask
 

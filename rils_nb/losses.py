@@ -6,7 +6,7 @@ Docs: https://rils-nb.github.io/rils_nb/losses.html.md"""
 
 # %% auto #0
 __all__ = ['in_float32', 'positives', 'normalise_pair', 'contrastive', 'sigmoid_contrastive', 'find_matched', 'language_kl',
-           'global_mean', 'language_reconstruction', 'patchify', 'pixel_reconstruction']
+           'global_mean', 'language_reconstruction', 'patchify', 'normalise_patches', 'pixel_reconstruction']
 
 # %% ../nbs/11_losses.ipynb #71428845
 from functools import wraps
@@ -204,6 +204,11 @@ def patchify(
     return image.reshape(b, c, h//p, p, w//p, p).permute(0, 2, 4, 3, 5, 1).reshape(b, (h//p) * (w//p), p*p*c)
 
 # %% ../nbs/11_losses.ipynb #0f1d618e
+def normalise_patches(pixels):  # (...,p*p*3) -> the same shape
+    "Each patch with mean 0 and variance 1."
+    var, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
+    return (pixels - mean) / (var + 1e-6).sqrt()
+
 @in_float32
 def pixel_reconstruction(
     pred,    # (B,M,p*p*3) predicted pixels of the masked patches
@@ -211,7 +216,4 @@ def pixel_reconstruction(
     normalise=True,  # each patch to mean 0 and variance 1
 ):  # -> scalar
     "Mean squared error of the masked patches' pixels (He et al., MAE)."
-    if normalise:
-        var, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-        pixels = (pixels - mean) / (var + 1e-6).sqrt()
-    return F.mse_loss(pred, pixels)
+    return F.mse_loss(pred, normalise_patches(pixels) if normalise else pixels)

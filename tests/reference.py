@@ -173,7 +173,7 @@ def argument_help(f):  # -> dict: argument, or `return` -> its comment
     return words
 
 def public(module):
-    "Functions, classes and values that a module offers."
+    "Public functions and classes that a module defines."
     for name in getattr(module, '__all__', []):
         obj = getattr(module, name)
         if (inspect.isfunction(obj) or inspect.isclass(obj)) and obj.__module__ == module.__name__: yield name, obj

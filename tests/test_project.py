@@ -12,6 +12,7 @@ from nbdev.doclinks import nbdev_export
 from nbdev.quarto import refresh_quarto_yml
 
 import pages, reference
+from reference import public
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -359,12 +360,6 @@ def test_what_is_imported_is_required_and_the_other_way_round():
 # The code
 
 OBVIOUS = {'self', 'cls', 'config', 'path', 'text', 'name', 'seed', 'args', 'kwargs'}  # parameters whose name says it all
-
-def public(module):
-    "Public functions and classes that a module defines."
-    for name in getattr(module, '__all__', []):
-        obj = getattr(module, name)
-        if (inspect.isfunction(obj) or inspect.isclass(obj)) and obj.__module__ == module.__name__: yield name, obj
 
 def test_public_functions_are_explained():
     wrong = []
