@@ -49,7 +49,7 @@ def opened(folder):
 def detector(**kwargs):
     from rils_nb.config import Config
     from rils_nb.methods import make
-    return make(Config(method='detect', image_size=64, batch=4, opts='classes=3,pyramid=2:1,width=32,convs=1,fc=64,anchor=4,score=0'), **kwargs)
+    return make(Config(method='detect', image_size=64, batch=4, opts='classes=3,pyramid=2:1,width=32,convs=1,fc=64,anchor_scale=4,score_threshold=0'), **kwargs)
 
 @case(photograph)
 def photograph_checked(folder):

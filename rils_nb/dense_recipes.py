@@ -25,7 +25,7 @@ def shapes_detect():
     From random weights: `rils-train shapes_detect --init ''`"""
     return replace(shapes(), method='detect', init='runs/shapes', data='scenes:size=64', eval_data='scenes:split=val,size=64', image_size=64, batch=16, steps=500, lr=1e-3,
                    weight_decay=0.05, beta2=0.999, eps=1e-8, tasks='detection', eval_samples=500, clip_grad=1.0,
-                   opts='window=0,pyramid=2:1,width=64,convs=1,fc=128,anchor=4,anchors=64,proposals=50,regions=32,jitter=0.7:1.4,layer_decay=0.75,drop_path=0')
+                   opts='window_size=0,pyramid=2:1,width=64,convs=1,fc=128,anchor_scale=4,rpn_samples=64,rpn_topk=50,roi_samples=32,scale_range=0.7:1.4,layer_decay=0.75,drop_path=0')
 
 # %% ../nbs/53_dense.ipynb #d700ddba
 COCO_STEPS = 25 * 118_287 / 16  # of Table A7
@@ -50,7 +50,7 @@ def detect_rils_b16_lvis():
     """RILS of `rils_b16_l20m`, LVIS, 25 epochs: 33.8 for boxes, 31.6 for masks (paper, Tables 2 and A7).
     The paper does not say how it treats rare classes; here they are treated like all others. Scores from 0.02 and 300 objects per image are ViTDet's."""
     lvis = 'coco:lvis/lvis_v1_{split}.json,images=coco'
-    return replace(detect_rils_b16(), data=lvis.format(split='train') + ',empty=false', eval_data=lvis.format(split='val'), lr=2e-4, opts='score=0.02,most=300')
+    return replace(detect_rils_b16(), data=lvis.format(split='train') + ',empty=false', eval_data=lvis.format(split='val'), lr=2e-4, opts='score_threshold=0.02,max_detections=300')
 
 LVIS_STEPS = 25 * 100_170 // 16
 
@@ -59,7 +59,7 @@ def detect_rils_b16_lvis_federated():
     """The same with ViTDet's settings for rare classes: repeat-factor sampling (`repeat`), and the federated loss over 50 classes (`federated`).
     The paper follows ViTDet and does not name them. 25 epochs are counted without repetitions, as in ViTDet."""
     found = detect_rils_b16_lvis()
-    return replace(found, data=found.data + ',repeat=0.001', epochs=0.0, steps=LVIS_STEPS, warmup=250 / LVIS_STEPS, opts='score=0.02,most=300,federated=50')
+    return replace(found, data=found.data + ',repeat=0.001', epochs=0.0, steps=LVIS_STEPS, warmup=250 / LVIS_STEPS, opts='score_threshold=0.02,max_detections=300,federated=50')
 
 @register_recipe
 def detect_rils_b16_low_shot():
@@ -104,14 +104,14 @@ def detect_milan_l16():
 def detect_maskclip_b16():
     """MaskCLIP, ViT-B/16, COCO, 12 epochs at one scale, the rate falls to a tenth after 8 and 11 (supplement, section B).
     In the paper the shorter side has 800 pixels and the longer one at most 1,333; here the longer one has 1,024."""
-    return replace(detect(), **_coco('runs/maskclip_b16_yfcc15m'), epochs=12.0, weight_decay=0.05, schedule='steps', opts='layer_decay=0.75,jitter=1:1')
+    return replace(detect(), **_coco('runs/maskclip_b16_yfcc15m'), epochs=12.0, weight_decay=0.05, schedule='steps', opts='layer_decay=0.75,scale_range=1:1')
 
 # %% ../nbs/53_dense.ipynb #e8c3c4c5
 @register_recipe
 def detect_revcolv2_b():
     "RevColV2-B with Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
     return replace(detect(), **_coco('runs/revcolv2_b_in1k'), size='RevColV2-B', batch=32, epochs=50.0, checkpointing=True,
-                   opts='window=0,relative=false,layer_decay=0.9,drop_path=0.2')
+                   opts='window_size=0,rel_pos=false,layer_decay=0.9,drop_path=0.2')
 
 @register_recipe
 def detect_revcolv2_b_cascade():
@@ -121,7 +121,7 @@ def detect_revcolv2_b_cascade():
 @register_recipe
 def detect_revcolv2_l():
     "RevColV2-L with Mask R-CNN, COCO, 50 epochs of batch 32 (supplement, 1.5)."
-    return replace(detect_revcolv2_b(), init='runs/revcolv2_l_in1k', size='RevColV2-L', opts='window=0,relative=false,layer_decay=0.9,drop_path=0.3')
+    return replace(detect_revcolv2_b(), init='runs/revcolv2_l_in1k', size='RevColV2-L', opts='window_size=0,rel_pos=false,layer_decay=0.9,drop_path=0.3')
 
 @register_recipe
 def detect_revcolv2_l_cascade():
@@ -134,7 +134,7 @@ def shapes_segment():
     "Segmentation of the scenes, background and eight shapes at 64 px, from the default run: train that first. Two CPU cores, minutes."
     return replace(shapes(), method='segment', init='runs/shapes', image_size=64, data='scenes:size=64', flip=True, batch=16, steps=1600, lr=1.5e-3, warmup=0.05,
                    weight_decay=0.05, beta2=0.999, eps=1e-8, tasks='semantic_segmentation', eval_data='scenes:split=val,size=64', eval_samples=500,
-                   opts='channels=64,aux_channels=64,dropout=0,drop_path=0,layer_decay=0.75,smallest=0.75,largest=1.5,most=1')
+                   opts='channels=64,aux_channels=64,dropout=0,drop_path=0,layer_decay=0.75,min_scale=0.75,max_scale=1.5,cat_max_ratio=1')
 
 # %% ../nbs/53_dense.ipynb #87aae6b3
 @register_recipe

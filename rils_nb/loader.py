@@ -114,20 +114,20 @@ def augment(
     size=0,       # side in pixels; 0: image_size
     area=(0.08, 1.), # smallest and largest share of the image's area in the crop
     jitter=(0.4, 0.4, 0.4, 0.1), # strength of brightness, contrast, saturation and hue
-    jittered=0.8, # probability of the colour jitter
-    grey=0.2,     # probability of grayscale
-    blurred=0.5,  # probability of the blur
+    jitter_prob=0.8, # probability of the colour jitter
+    grayscale_prob=0.2, # probability of grayscale
+    blur_prob=0.5, # probability of the blur
     blur=(0.1, 2.), # smallest and largest deviation of the blur, in pixels of an image of 224
-    solarised=0., # probability of inverting light pixels
+    solarize_prob=0., # probability of inverting light pixels
     n=0,          # number of views; 0: one, without a dimension for views
 ):  # -> function of sample, key that gives (3,S,S), or (n,3,S,S) uint8
     "A strongly augmented view (SLIP's numbers)."
     size = size or config.image_size
     sigma = [max(1e-3, s * size / 224) for s in blur]
     steps = v2.Compose([
-        v2.RandomResizedCrop(size, area, interpolation=v2.InterpolationMode(config.interpolation), antialias=True), v2.RandomApply([v2.ColorJitter(*jitter)], jittered),
-        v2.RandomGrayscale(grey), v2.RandomApply([v2.GaussianBlur(2 * max(1, round(3 * sigma[1])) + 1, sigma)], blurred), v2.RandomHorizontalFlip(),
-        v2.RandomSolarize(128, solarised)])
+        v2.RandomResizedCrop(size, area, interpolation=v2.InterpolationMode(config.interpolation), antialias=True), v2.RandomApply([v2.ColorJitter(*jitter)], jitter_prob),
+        v2.RandomGrayscale(grayscale_prob), v2.RandomApply([v2.GaussianBlur(2 * max(1, round(3 * sigma[1])) + 1, sigma)], blur_prob), v2.RandomHorizontalFlip(),
+        v2.RandomSolarize(128, solarize_prob)])
     def view(sample, k):
         with use_seed(hash_key(k, name)): return torch.stack([steps(sample['image']) for _ in range(n)]) if n else steps(sample['image'])
     return view

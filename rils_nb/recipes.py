@@ -60,10 +60,10 @@ def shapes_mae_clip():
 @register_recipe
 def shapes_rils_vision():
     "RILS with 512 learned vectors in place of the texts on the scenes."
-    return replace(shapes(), opts='recon_ramp=1.0,prototypes=512')
+    return replace(shapes(), opts='recon_ramp=1.0,num_prototypes=512')
 
 # %% ../nbs/51_recipes.ipynb #2f9237b1
-HEAD = 'head_hidden=256,head_dim=64,smallest=0.3'  # SimCLR's projection head and smallest crop, for encoders of width 128
+HEAD = 'head_hidden=256,head_dim=64,min_scale=0.3'  # SimCLR's projection head and smallest crop, for encoders of width 128
 
 @register_recipe
 def shapes_simclr():
@@ -73,7 +73,7 @@ def shapes_simclr():
 @register_recipe
 def shapes_slip():
     "SLIP on the scenes. Its views keep their colours, because the captions name them."
-    return replace(shapes(), method='slip', opts=f'{HEAD},grey=0,jittered=0')
+    return replace(shapes(), method='slip', opts=f'{HEAD},grayscale_prob=0,jitter_prob=0')
 
 @register_recipe
 def shapes_milan():
@@ -88,13 +88,13 @@ def shapes_mae_semantic():
 @register_recipe
 def shapes_maskclip():
     "MaskCLIP on the scenes. Its EMA teacher is updated faster than in the paper, whose run has more than sixty times as many steps."
-    return replace(shapes(), method='maskclip', opts='codewords=512,mlm_depth=2,average_decay=0.99,average_decay_end=0.999')
+    return replace(shapes(), method='maskclip', opts='codewords=512,mlm_depth=2,teacher_momentum=0.99,teacher_momentum_end=0.999')
 
 @register_recipe
 def shapes_silc():
     "SILC on the scenes, with 4 local views of half the side, which keep their colours."
-    return replace(shapes(), method='silc', workers=1, opts='prototypes=512,head_hidden=256,head_dim=64,local_views=4,local_smallest=0.15,'
-                   'jittered=0,grey=0,blurred=0,average_decay=0.99')
+    return replace(shapes(), method='silc', workers=1, opts='num_prototypes=512,head_hidden=256,head_dim=64,local_views=4,local_min_scale=0.15,'
+                   'jitter_prob=0,grayscale_prob=0,blur_prob=0,teacher_momentum=0.99')
 
 @register_recipe
 def shapes_tips():
@@ -104,7 +104,7 @@ def shapes_tips():
 @register_recipe
 def shapes_aclip():
     "A-CLIP on the scenes. Its views keep their colours, because the captions name them."
-    return replace(shapes(), method='aclip', workers=1, opts='head_hidden=256,head_dim=64,jittered=0,grey=0,solarised=0,average_decay=0.99')
+    return replace(shapes(), method='aclip', workers=1, opts='head_hidden=256,head_dim=64,jitter_prob=0,grayscale_prob=0,solarize_prob=0,teacher_momentum=0.99')
 
 # %% ../nbs/51_recipes.ipynb #2f8d697b
 @register_recipe
@@ -200,7 +200,7 @@ def simclr_b16_l20m_own():
 def rils_vision_b16_l10m():
     """RILS with learned vectors in place of the texts, LAION-10M ("high-level vision space"). Zero-shot 34.8, linear 67.7, fine-tuned 82.4 (paper, Table 10;
     RILS there 37.5, 68.5, 82.7). The paper does not give the number of vectors; 4,096 are as many as texts in a batch."""
-    return replace(rils_b16_l20m(), data='laion/{00000..00999}.tar', opts='prototypes=4096')
+    return replace(rils_b16_l20m(), data='laion/{00000..00999}.tar', opts='num_prototypes=4096')
 
 @register_recipe
 def rils_b16_yfcc15m():

@@ -150,13 +150,13 @@ class RILS(Joint):
     def __init__(self, config, *,
         tau_pred=0.1,           # temperature of the prediction q
         tau_target=0.04,        # temperature of the target p
-        prototypes=0,           # learned vectors in place of the texts; 0: the texts
+        num_prototypes=0,       # learned vectors in place of the texts; 0: the texts
         prototype_grad=False,   # let the reconstruction change the texts, too
         every_image=False,      # reconstruct images that are not matched, too
         visible_patches=False,  # ask for the visible patches as well as for the hidden ones
         local_targets=False,    # targets from local features
-        average='',             # targets from a slow average of the encoder or of theta; '' = from the encoder itself
-        average_decay=0.999,    # beta of that average
+        ema_targets='',         # targets from an EMA of the encoder (encoder) or of the projection (theta); '' = from the encoder itself
+        teacher_momentum=0.999, # momentum of that EMA
         decoder='mae',          # or prompting, MILAN's
         decoder_width=0,        # width of the decoder; 0: that of the encoder
         decoder_depth=1,        # its blocks
@@ -165,12 +165,12 @@ class RILS(Joint):
     ):
         super().__init__(config, **more)
         if min(tau_pred, tau_target) <= 0: raise UserError(f'tau_pred and tau_target must be above 0, given {tau_pred} and {tau_target}')
-        if not 0 <= average_decay < 1: raise UserError(f'average_decay must be at least 0 and below 1, given {average_decay}')
+        if not 0 <= teacher_momentum < 1: raise UserError(f'teacher_momentum must be at least 0 and below 1, given {teacher_momentum}')
         v = self.visual
         self.decoder = DECODERS[decoder](v.n_patches, v.width, v.width, decoder_width, decoder_depth, decoder_heads)
-        if prototypes: self.prototypes = nn.Parameter(torch.randn(prototypes, v.head.proj.out_features))
-        if average: self.momentum = Momentum(Registry('average', dict(encoder=v, theta=v.head))[average])
-        self.average, self.average_decay, self.local_targets = average, average_decay, local_targets
+        if num_prototypes: self.prototypes = nn.Parameter(torch.randn(num_prototypes, v.head.proj.out_features))
+        if ema_targets: self.momentum = Momentum(Registry('ema_targets', dict(encoder=v, theta=v.head))[ema_targets])
+        self.ema_targets, self.teacher_momentum, self.local_targets = ema_targets, teacher_momentum, local_targets
         self.tau_pred, self.tau_target, self.prototype_grad, self.one_pairing = tau_pred, tau_target, prototype_grad, not prototype_grad
         self.every_image, self.visible_patches = every_image, visible_patches
 
@@ -213,7 +213,7 @@ def targets(self:RILS,
     entered, # list of what went into the last block, where local targets are asked for
 ):  # -> (B,N,D)
     "The features f that the targets are made of."
-    if self.average == 'encoder':
+    if self.ema_targets == 'encoder':
         v = self.momentum.copy
         x = v.encode(v.patches(image), local=self.local_targets)
     elif self.local_targets: x = self.visual.local_features_of(image, entered)
@@ -222,7 +222,7 @@ def targets(self:RILS,
 @patch
 def target_theta(self:RILS, f):  # (...,D) -> (...,E), without a gradient
     "theta as the targets are projected with."
-    theta = dict(encoder=lambda: self.momentum.copy.head, theta=lambda: self.momentum.copy).get(self.average, lambda: self.visual.head)()
+    theta = dict(encoder=lambda: self.momentum.copy.head, theta=lambda: self.momentum.copy).get(self.ema_targets, lambda: self.visual.head)()
     return theta(f).detach()
 
 # %% ../nbs/13_rils.ipynb #aff71a25
@@ -240,7 +240,7 @@ def forward(self:RILS, batch):  # dict -> dict
 @patch
 def after_step(self:RILS):
     super(RILS, self).after_step()
-    if self.average: self.momentum.follow(self.visual if self.average == 'encoder' else self.visual.head, self.average_decay)
+    if self.ema_targets: self.momentum.follow(self.visual if self.ema_targets == 'encoder' else self.visual.head, self.teacher_momentum)
 
 # %% ../nbs/13_rils.ipynb #a4aef5ca
 def padded_size(

@@ -37,7 +37,7 @@ def shapes_supervised():
 def shapes_linear():
     "Linear classifiers on the frozen default run, 64 classes of shape and colour, five learning rates at once: train that first."
     return replace(shapes(), method='linear', init='runs/shapes', steps=600, crop=0.7, lr=1.0, min_lr=0.0, weight_decay=0.0, beta1=0.9,
-                   opts='rates=0.3:1:3:10:30,held_out=0.05')
+                   opts='lr_factors=0.3:1:3:10:30,held_out=0.05')
 
 # %% ../nbs/52_tuning.ipynb #4575c45e
 VIEW = 'crop_pct=0.875'  # Resize(256) + CenterCrop(224), as MAE, MILAN, BEiT, DINO and RevCol evaluate
@@ -59,33 +59,33 @@ def finetune_rils_b16():
 @register_recipe
 def finetune_mae_b16():
     "MAE, ViT-B/16, ImageNet-1K, 100 epochs: 83.6 after 1,600 epochs of pre-training (its paper and code, base rate 5e-4); 7 hours on 32 V100."
-    return replace(finetune(), **_in1k('runs/mae_b16_in1k'), lr=2e-3, opts=f'erasing=0.25,{VIEW}')
+    return replace(finetune(), **_in1k('runs/mae_b16_in1k'), lr=2e-3, opts=f'erase_prob=0.25,{VIEW}')
 
 @register_recipe
 def finetune_mae_l16():
     "MAE, ViT-L/16, ImageNet-1K, 50 epochs: 85.9 (its paper and code, base rate 1e-3)."
-    return replace(finetune(), **_in1k('runs/mae_l16_in1k'), size='ViT-L-16', epochs=50.0, warmup=0.1, lr=4e-3, opts=f'erasing=0.25,layer_decay=0.75,drop_path=0.2,{VIEW}')
+    return replace(finetune(), **_in1k('runs/mae_l16_in1k'), size='ViT-L-16', epochs=50.0, warmup=0.1, lr=4e-3, opts=f'erase_prob=0.25,layer_decay=0.75,drop_path=0.2,{VIEW}')
 
 @register_recipe
 def finetune_milan_b16():
     "MILAN, ViT-B/16, ImageNet-1K, 100 epochs: 85.4 (paper, Table 1 and A.1)."
-    return replace(finetune(), **_in1k('runs/milan_b16_in1k'), min_lr=0.0, opts=f'erasing=0.25,{VIEW}')
+    return replace(finetune(), **_in1k('runs/milan_b16_in1k'), min_lr=0.0, opts=f'erase_prob=0.25,{VIEW}')
 
 @register_recipe
 def finetune_milan_l16():
     "MILAN, ViT-L/16, ImageNet-1K, 100 epochs: 87.8 (paper, Tables 1 and 10, and A.1)."
-    return replace(finetune_milan_b16(), init='runs/milan_l16_in1k', size='ViT-L-16', opts=f'erasing=0.25,layer_decay=0.75,drop_path=0.2,{VIEW}')
+    return replace(finetune_milan_b16(), init='runs/milan_l16_in1k', size='ViT-L-16', opts=f'erase_prob=0.25,layer_decay=0.75,drop_path=0.2,{VIEW}')
 
 @register_recipe
 def finetune_milan_b16_384():
     """MILAN, ViT-B/16 at 384 px, ImageNet-1K, 100 epochs: 86.4 (paper, Table 1), from the pre-training at 224 px, whose positions are resized.
     The paper gives no other settings for 384 px. Its code shows the whole shorter side there, as MAE's does above 224 px."""
-    return replace(finetune_milan_b16(), image_size=384, opts='erasing=0.25')
+    return replace(finetune_milan_b16(), image_size=384, opts='erase_prob=0.25')
 
 @register_recipe
 def finetune_milan_l16_384():
     "MILAN, ViT-L/16 at 384 px, ImageNet-1K, 100 epochs: 88.3 (paper, Table 1)."
-    return replace(finetune_milan_l16(), image_size=384, opts='erasing=0.25,layer_decay=0.75,drop_path=0.2')
+    return replace(finetune_milan_l16(), image_size=384, opts='erase_prob=0.25,layer_decay=0.75,drop_path=0.2')
 
 @register_recipe
 def finetune_maskclip_b16():
@@ -150,7 +150,7 @@ def finetune_few():
 def linear():
     """Linear probing of ViT-B/16 on a folder of class folders: two features and five learning rates in one pass, 30 epochs: give --init and --data.
     `rils-train linear --init runs/rils_b16_l20m --data imagenet/train --eval_data imagenet/val`"""
-    return replace(finetune(), method='linear', batch=4096, epochs=30.0, warmup=0.1, lr=1.6, min_lr=0.0, weight_decay=0.0, opts=f'pools=normed:class,rates=0.1:0.3:1:3:10,{VIEW}')
+    return replace(finetune(), method='linear', batch=4096, epochs=30.0, warmup=0.1, lr=1.6, min_lr=0.0, weight_decay=0.0, opts=f'pools=normed:class,lr_factors=0.1:0.3:1:3:10,{VIEW}')
 
 @register_recipe
 def linear_mae_b16():
@@ -180,8 +180,8 @@ def linear_revcolv2_l():
 @register_recipe
 def linear_milan_b16_semantic():
     """MILAN's probe on the half of the patches that matter most to the teacher of pre-training, as its code has it: 80.0 (paper, Table 7, #6; 78.9 on all).
-    Its code sees 70 % (seen=0.7), its text 50 %; --opts pools=class,held_out=0,seen=0.5,crop_pct=0.875 uses the encoder's own attention."""
-    return replace(linear_milan_b16(), opts=f'pools=class,held_out=0,seen=0.5,teacher=open_clip:ViT-B-16/openai,student_pixels=true,{VIEW}')
+    Its code sees 70 % (keep_ratio=0.7), its text 50 %; --opts pools=class,held_out=0,keep_ratio=0.5,crop_pct=0.875 uses the encoder's own attention."""
+    return replace(linear_milan_b16(), opts=f'pools=class,held_out=0,keep_ratio=0.5,teacher=open_clip:ViT-B-16/openai,student_pixels=true,{VIEW}')
 
 @register_recipe
 def linear_maskclip_b32():
@@ -191,7 +191,7 @@ def linear_maskclip_b32():
 @register_recipe
 def linear_rils_b16():
     "RILS's probe by DINO's recipe, ViT-B/16, ImageNet-1K, 100 epochs of batch 1024, SGD, several learning rates: 71.5 (paper, Table 1)."
-    return replace(linear(), **_in1k('runs/rils_b16_l20m'), batch=1024, epochs=100.0, warmup=0.0, lr=4e-3, opts=f'pools=both,rates=0.3:1:3:10:30,solver=sgd,standardise=false,{VIEW}')
+    return replace(linear(), **_in1k('runs/rils_b16_l20m'), batch=1024, epochs=100.0, warmup=0.0, lr=4e-3, opts=f'pools=both,lr_factors=0.3:1:3:10:30,solver=sgd,standardise=false,{VIEW}')
 
 # %% ../nbs/52_tuning.ipynb #5c3df2f6
 TABLE_1 = dict(  # recipe without its prefix -> method, its run, linear, fine-tuned

@@ -23,8 +23,8 @@ SOURCE = {'.': 'Core', 'pretraining': 'Methods', 'columns': 'Reversible columns'
 TITLES = {  # of pages that need their folder's name to be understood, or whose title another page has
     '06a_order': 'Digest of the data', '12_methods': 'The Method contract', '17_viz': 'Plots', '18_pictures': 'The picture of a run', '51_recipes': 'Recipes of pre-training',
     '23_scenes': 'Evaluation on scenes', '37_segmentation': 'Zero-shot segmentation', '38_semantic_segmentation': 'Semantic segmentation (mIoU)', '39_detection': 'Average precision',
-    '74_wise': 'WiSE-FT', '82_segment': 'Segmenter', '83_proposals': 'Region proposals', '84a_annotations': 'Annotations of other tools', '86_vitdet': 'ViTDet backbone',
-    '87_regions': 'RoI heads', '88_detect': 'Detector', '94_levels': 'What each level keeps'}
+    '74_wise': 'WiSE-FT', '82_segment': 'Segmenter', '83_rpn': 'Region proposals', '84a_annotations': 'Annotations of other tools', '86_vitdet': 'ViTDet backbone',
+    '87_roi_heads': 'RoI heads', '88_detect': 'Detector', '94_levels': 'What each level keeps'}
 
 def readme(nb):
     "The notebook as Markdown: hidden cells left out, text outputs shown, links and pictures made relative to the top level."

@@ -113,7 +113,7 @@ def method_options():
     yield '# Method options\n\n> What `--opts` takes for each method, with the options that a method inherits from another.'
     yield ('Options of a method are given together, with commas between them, and take the place of those of the recipe:\n\n'
            "```bash\nrils-train shapes --opts recon_weight=0.2,recon_ramp=1.0\nrils-train shapes_slip --opts ssl_weight=0.5,head_hidden=256,head_dim=64\n```\n\n"
-           f'`true` and `false` switch; lists are written with colons, as `rates=0.3:1:3`. An unknown option is refused with a list of those that exist.\n\n{MADE}')
+           f'`true` and `false` switch; lists are written with colons, as `lr_factors=0.3:1:3`. An unknown option is refused with a list of those that exist.\n\n{MADE}')
     everywhere = {}
     for name, cls in sorted(methods.METHODS.items()):
         opts, words = methods.method_options(cls), methods.option_help(cls)

@@ -126,7 +126,7 @@ def test_stopped_and_resumed(name, teacher, tmp_path):
 @pytest.mark.slow
 def test_stopped_and_resumed_with_every_augmentation(teacher, tmp_path):
     "RandAugment, erasing, Mixup, CutMix and drop path, with an average of the weights."
-    equal_when_resumed(replace(small('finetune', teacher), crop=0.3, flip=True, ema=0.9, opts='erasing=0.5,drop_path=0.3'), tmp_path)
+    equal_when_resumed(replace(small('finetune', teacher), crop=0.3, flip=True, ema=0.9, opts='erase_prob=0.5,drop_path=0.3'), tmp_path)
 
 @pytest.mark.slow
 def test_stopped_and_resumed_with_levels_computed_again(teacher, tmp_path):

@@ -337,6 +337,13 @@ def test_settings_pyproject_and_init_agree():
     assert re.search(rf'^version: {re.escape(SETTINGS["version"])}$', (ROOT/'CITATION.cff').read_text(encoding='utf-8'), flags=re.M)
     assert re.search(rf'^## {re.escape(SETTINGS["version"])}\b', (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), flags=re.M)
 
+def test_help_lists_what_is_registered():
+    "In a process of its own, since other tests register methods and tasks."
+    code = ('from rils_nb import config, harness, masking, methods, model\nmethods.import_methods(), harness.import_tasks()\n'
+            'found = dict(method=methods.METHODS, size=model.SIZES, masking=masking.MASKINGS, tasks=harness.EVALS)\n'
+            'assert {k: sorted(v) for k, v in config.CHOICES.items()} == {k: sorted(v) for k, v in found.items()}, config.CHOICES')
+    subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
 def test_commands_exist():
     for entry in SETTINGS['console_scripts'].split():
         module, _, function = entry.partition('=')[2].partition(':')

@@ -356,14 +356,14 @@ def test_nothing_of_posix_is_needed(tmp_path):
 
 def test_a_grid_of_rates_is_chosen_on_something():
     def held(seed):
-        method = make(Config(method='linear', seed=seed, opts='classes=64,rates=0.1:1:10'))
+        method = make(Config(method='linear', seed=seed, opts='classes=64,lr_factors=0.1:1:10'))
         method.meet_data(Scenes(n=50))
         return int(method.held_out_images(range(50)).sum()), int(method.choice.best())
     found = [held(seed) for seed in range(12)]
     assert min(n for n, _ in found) >= 1 and {best for _, best in found} == {1}         # and where all are equally right it is not the smallest rate
 
 def test_a_share_of_few_is_one():
-    from rils_nb.dense.proposals import sample_anchors
+    from rils_nb.dense.rpn import sample_anchors
     from rils_nb.masking import semantic
     assert semantic(torch.tensor([7]), 16, 0.03, torch.ones(1, 16)).hidden.shape == (1, 1)
     assert len(sample_anchors(torch.ones(9), 1, 0.25, torch.tensor(7))[0]) == 1
@@ -557,7 +557,7 @@ def test_a_config_opens_no_connection(tmp_path, monkeypatch):
     from rils_nb.runs import save
     fetched = []
     monkeypatch.setitem(libraries.OPENERS, 'open_clip', lambda name: fetched.append(name) or make(Config(method='clip')).eval())
-    stranger = make(Config(method='linear', data='scenes:n=64', opts='classes=64,seen=0.5,teacher=open_clip:hf-hub:stranger/clip'))
+    stranger = make(Config(method='linear', data='scenes:n=64', opts='classes=64,keep_ratio=0.5,teacher=open_clip:hf-hub:stranger/clip'))
     stranger.classes = Scenes().classes
     save(stranger, tmp_path)
     asked = dict(model=str(tmp_path), data='scenes:split=val,n=40', tasks='classification', out=str(tmp_path/'r.jsonl'))
@@ -605,7 +605,7 @@ def test_a_detectors_encoder_is_not_measured_as_another_network(tmp_path):
     from rils_nb.exports import export
     from rils_nb.methods import complete_config
     from rils_nb.runs import save
-    config = Config(method='detect', image_size=32, opts='window=2,pyramid=2:1,width=16,convs=1,fc=16,anchor=2,anchors=16,proposals=16,regions=16')
+    config = Config(method='detect', image_size=32, opts='window_size=2,pyramid=2:1,width=16,convs=1,fc=16,anchor_scale=2,rpn_samples=16,rpn_topk=16,roi_samples=16')
     save(make(complete_config(config, Scenes(n=64))), tmp_path)
     with pytest.raises(UserError, match='trained together with what stands beside it'): harness.evaluate(tmp_path, 'scenes:split=val,n=40', 'probe')
     assert not {'probe', 'low_shot'} & set(harness.choose(load(tmp_path), Scenes('val', n=40)))
@@ -953,8 +953,8 @@ def test_lists_of_voc(tmp_path):
 def test_one_outline_costs_no_object(tmp_path):
     source = open_source(coco_file(tmp_path, [SQUARE] + [{k: v for k, v in SQUARE.items() if k != 'segmentation'} | dict(image_id=i % 3) for i in range(9)]))
     assert sum(len(source.annotation(i)['boxes']) for i in range(3)) == 10
-    from rils_nb.dense.jitter import lsj_view
-    view = lsj_view(Config(image_size=64), 2, masks=True, jitter='1:1')
+    from rils_nb.dense.lsj import lsj_view
+    view = lsj_view(Config(image_size=64), 2, masks=True, scale_range='1:1')
     assert sum(len(view(source.read(i), i, source.annotation(i))['boxes']) for i in range(3)) == 10
 
 @pytest.mark.parametrize('change', [dict(images=[dict(id=0, file_name='0.png', height=1e10, width=40), dict(id=1, file_name='1.png', height=40, width=40)]), dict(images=[dict(id=[0], file_name='0.png', height=40, width=40), dict(id=1, file_name='1.png', height=40, width=40)]),
@@ -987,7 +987,7 @@ def test_a_strip_stays_a_strip():
     assert max(resize_shorter(torch.zeros(3, 2, 800, dtype=torch.uint8), 16).shape) <= 4 * 16
 
 def test_anchors_stand_at_multiples_of_the_stride():
-    from rils_nb.dense.proposals import RPN
+    from rils_nb.dense.rpn import RPN
     anchors = RPN(8, (16, 32))([torch.zeros(1, 8, 3, 3), torch.zeros(1, 8, 2, 2)], torch.zeros(1, 3, 56, 56), [(56, 56)])[2][0]
     assert {*((anchors[:, 0] + anchors[:, 2]) / 2).round().int().tolist()} == {0, 16, 32}
 
@@ -1001,9 +1001,23 @@ def test_numbers_are_finite():
     "Every option of every method whose default is a number, or several."
     from rils_nb.methods import METHODS, import_methods, method_options
     import_methods()
-    wrong = [f'{m} {k}={v}' for m, cls in METHODS.items() for k, default in method_options(cls).items() if isinstance(default, float) or k in ('jitter', 'rates')
+    wrong = [f'{m} {k}={v}' for m, cls in METHODS.items() for k, default in method_options(cls).items() if isinstance(default, float) or k in ('scale_range', 'lr_factors')
              for v in ('nan', 'inf') if not _refuses(k, f'0.1:{v}' if default == '0.1:2' else v, method_options(cls))]
     assert not wrong, wrong
+
+def test_renamed_options():
+    "A former name of an option is refused with the name that the method at hand has for it."
+    from rils_nb.config import RENAMED, parse_opts
+    from rils_nb.methods import METHODS, import_methods, method_options
+    import_methods()
+    seen = set()
+    for cls in METHODS.values():
+        for old, names in RENAMED.items():
+            for new in set(names) & set(method_options(cls)):
+                assert old not in method_options(cls)
+                with pytest.raises(UserError, match=f'option `{old}` is now called `{new}`'): parse_opts(f'{old}=1', method_options(cls))
+                seen.add((old, new))
+    assert seen == {(old, new) for old, names in RENAMED.items() for new in names}
 
 def _refuses(k, v, known):
     from rils_nb.config import parse_opts
@@ -1011,8 +1025,8 @@ def _refuses(k, v, known):
     except UserError: return True
 
 def test_windows_alone():
-    small = 'classes=3,pyramid=2:1,width=32,convs=1,fc=64,anchor=4,proposals=50,window=2'
-    assert [b.window for b in make(Config(method='detect', image_size=64, opts=f'{small},whole=0')).visual.trunk.blocks] == [2] * 4
+    small = 'classes=3,pyramid=2:1,width=32,convs=1,fc=64,anchor_scale=4,rpn_topk=50,window_size=2'
+    assert [b.window for b in make(Config(method='detect', image_size=64, opts=f'{small},global_blocks=0')).visual.trunk.blocks] == [2] * 4
 # What strangers' shards and pictures are, and what a source knows
 
 def _file(image, format='PNG', **kw):

@@ -18,20 +18,20 @@ from small import light
 
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
 RUNS = dict(clip='', mae=PIXELS, mae_clip=PIXELS, rils='', rils_one_sided='', rils_none_matched='', rils_prototypes='prototype_grad=true')
-RUNS |= dict(clip_sigmoid='contrastive=sigmoid', clip_frozen='freeze=image', rils_learned='prototypes=7,every_image=true', rils_averaged='average=encoder,visible_patches=true',
+RUNS |= dict(clip_sigmoid='contrastive=sigmoid', clip_frozen='freeze=image', rils_learned='num_prototypes=7,every_image=true', rils_averaged='ema_targets=encoder,visible_patches=true',
              rils_local='local_targets=true,decoder=prompting', rils_semantic='')
 RUNS |= {f'{run}_accum': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_prototypes', 'clip_sigmoid', 'rils_learned')}
 import_methods()
 OTHERS = [m for m in METHODS if m not in RUNS]  # with the options of their recipe on the scenes, shapes_NAME
 RUNS |= {f'{m}{more}': None for m in OTHERS for more in ('', '_accum')}
-LABELLED = dict(finetune_augmented=dict(method='finetune', crop=0.3, flip=True, opts='erasing=0.5,drop_path=0.3,head_init=0.02'),  # every augmentation at once
-                linear_many=dict(method='linear', opts='pools=normed:class,rates=0.1:1,held_out=0.4'))
+LABELLED = dict(finetune_augmented=dict(method='finetune', crop=0.3, flip=True, opts='erase_prob=0.5,drop_path=0.3,head_init=0.02'),  # every augmentation at once
+                linear_many=dict(method='linear', opts='pools=normed:class,lr_factors=0.1:1,held_out=0.4'))
 LABELLED['revcolv2_again'] = dict(method='revcolv2', size='RevColV2-tiny', checkpointing=True)  # levels computed again in the backward pass (no labels, but started in the same way)
 LABELLED['milan_as_code'] = dict(method='milan', masking='semantic', opts=recipe('shapes_milan').opts + ',class_target=true,projected_prompts=true,student_pixels=true')  # its authors' code
 LABELLED['finetune_columns'] = dict(method='finetune', size='RevColV2-tiny', checkpointing=True, crop=0.3, flip=True, opts='drop_path=0.3,head_init=0.02')
 LABELLED['detect_cascade'] = dict(method='detect', image_size=64, opts=recipe('shapes_detect').opts + ',cascade=true,federated=3')  # three stages of boxes, each image is asked about three classes
-LABELLED['detect_columns'] = dict(method='detect', size='RevColV2-tiny', checkpointing=True, image_size=64, opts='window=0,relative=false,pyramid=2:1,width=32,convs=1,fc=32,'
-                                  'anchor=4,anchors=32,proposals=20,regions=16,drop_path=0.3,cascade=true')  # a map for each level, and three looks
+LABELLED['detect_columns'] = dict(method='detect', size='RevColV2-tiny', checkpointing=True, image_size=64, opts='window_size=0,rel_pos=false,pyramid=2:1,width=32,convs=1,fc=32,'
+                                  'anchor_scale=4,rpn_samples=32,rpn_topk=20,roi_samples=16,drop_path=0.3,cascade=true')  # a map for each level, and three looks
 RUNS |= {f'{run}{more}': None for run in LABELLED for more in ('', '_accum')}
 RUNS |= {f'{run}_fsdp': RUNS[run] for run in ('clip', 'mae', 'mae_clip', 'rils', 'rils_one_sided', 'rils_one_sided_accum', 'rils_averaged', 'rils_semantic', 'rils_local', *OTHERS)}
 HITS = dict(rils_one_sided=[1, 0, 1, 1, 0, 0, 0, 0], rils_none_matched=[0] * 8)  # with 2 processes, the second has no matched image

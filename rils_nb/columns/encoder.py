@@ -169,9 +169,9 @@ class ColumnsEncoder(ImageEncoder):
 
 # %% ../../nbs/columns/92_encoder.ipynb #d42a3fd8
 @patch
-def onto_grids(self:ColumnsEncoder, window, whole, side):  # as for `ImageEncoder`; window and side must be 0 -> ModuleList, empty
+def onto_grids(self:ColumnsEncoder, window_size, global_blocks, side):  # as for `ImageEncoder`; window_size and side must be 0 -> ModuleList, empty
     "Compute and train all levels of all columns, without the final norm."
-    if window or side: raise UserError('columns attend to the whole image, and have no relative positions: give --opts window=0,relative=false')
+    if window_size or side: raise UserError('columns attend to the whole image, and have no relative positions: give --opts window_size=0,rel_pos=false')
     self.complete()
     for p in self.trunk.norm.parameters(): p.requires_grad_(False)
     self.trunk.pos_embed.requires_grad_(True)

@@ -25,9 +25,9 @@ from ..samples import BadSample, unit_pixels
 from ..transfer.finetune import add_drop_path, layer_rates, draw_drop_paths
 from ..transfer.labelled import Labelled
 from ..viz import show_objects, use_style
-from .jitter import crop_or_pad, lsj_view, mean_colour, objects_of, resize_objects
-from .proposals import RPN, rpn_losses
-from .regions import RoIHeads, detect_objects, paste_masks, region_losses
+from .lsj import crop_or_pad, lsj_view, mean_colour, objects_of, resize_objects
+from .rpn import RPN, rpn_losses
+from .roi_heads import RoIHeads, detect_objects, paste_masks, roi_losses
 from .vitdet import Pyramid
 
 # %% ../../nbs/dense/88_detect.ipynb #dd32f975
@@ -88,39 +88,39 @@ class Detect(Labelled):
     fresh = ('relative.', 'pyramid.', 'proposals.', 'regions.')
     def __init__(self, config, *,
         masks=True,        # predict masks; false: boxes alone
-        window=14,         # side of an attention window in patches; 0: global attention in all blocks
-        whole=4,           # number of blocks with global attention
-        relative=True,     # relative positions in attention
+        window_size=14,    # side of an attention window in patches; 0: global attention in all blocks
+        global_blocks=4,   # number of blocks with global attention
+        rel_pos=True,      # relative positions in attention
         layer_decay=0.7,   # factor of the learning rate from each block to the one below
         drop_path=0.1,     # probability that an image skips the last block; lower for earlier blocks
-        jitter='0.1:2',    # smallest and largest scale of an image, 1: its longer side is that of the square
+        scale_range='0.1:2', # smallest and largest scale of an image, 1: its longer side is that of the square
         pyramid='4:2:1:0.5', # resolution of each map relative to the patch grid
         width=256,         # channels of the maps and heads
-        anchor=8.0,        # side of an anchor in cells of its map
-        anchors=256,       # anchors of an image in the losses
-        proposals=1000,    # largest number of proposals of an image
-        regions=512,       # regions of an image in the losses
+        anchor_scale=8.0,  # side of an anchor in cells of its map
+        rpn_samples=256,   # anchors of an image in the losses
+        rpn_topk=1000,     # largest number of proposals of an image
+        roi_samples=512,   # regions of an image in the losses
         cascade=False,     # three box stages in place of one (Cascade R-CNN)
         sigmoid=False,     # an independent sigmoid score for each class, in place of a softmax
         federated=0,       # classes in an image's loss (federated loss, with sigmoid scores); 0: all of them
         convs=4,           # convolutions of each head
         fc=1024,           # width of the box head's linear layer
-        score=0.05,        # score threshold of detections
-        most=100,          # largest number of detections in an image
+        score_threshold=0.05, # score threshold of detections
+        max_detections=100, # largest number of detections in an image
         **more,
     ):
         super().__init__(config, **more)
-        check_range(_positive, layer_decay=layer_decay, width=width, anchor=anchor, anchors=anchors, proposals=proposals, regions=regions, fc=fc, most=most)
-        check_range(_below_1, drop_path=drop_path, score=score)
-        check_range(_at_least_0, window=window, whole=whole, convs=convs, federated=federated)
+        check_range(_positive, layer_decay=layer_decay, width=width, anchor_scale=anchor_scale, rpn_samples=rpn_samples, rpn_topk=rpn_topk, roi_samples=roi_samples, fc=fc, max_detections=max_detections)
+        check_range(_below_1, drop_path=drop_path, score_threshold=score_threshold)
+        check_range(_at_least_0, window_size=window_size, global_blocks=global_blocks, convs=convs, federated=federated)
         trunk, factors = self.visual.trunk, factors_of(pyramid, self.patch_size)
-        self.relative = self.visual.onto_grids(window, whole, relative * self.image_size // self.patch_size)
+        self.relative = self.visual.onto_grids(window_size, global_blocks, rel_pos * self.image_size // self.patch_size)
         self.pyramid, strides = Pyramid(self.visual.width, width, factors), [int(self.patch_size / f) for f in factors]
-        self.proposals = RPN(width, [*strides, 2 * strides[-1]], anchor, proposals, anchors)
-        self.regions = RoIHeads(width, strides, self.n_classes, masks, convs, fc, regions, cascade, sigmoid, federated)
-        self.with_masks, self.score, self.most = masks, score, most
+        self.proposals = RPN(width, [*strides, 2 * strides[-1]], anchor_scale, rpn_topk, rpn_samples)
+        self.regions = RoIHeads(width, strides, self.n_classes, masks, convs, fc, roi_samples, cascade, sigmoid, federated)
+        self.with_masks, self.score_threshold, self.max_detections = masks, score_threshold, max_detections
         self.paths, self.rates = add_drop_path(trunk, drop_path), rates_of(trunk, layer_decay)
-        self.views = dict(cut=partial(lsj_view, classes=self.n_classes, masks=masks, jitter=jitter))
+        self.views = dict(cut=partial(lsj_view, classes=self.n_classes, masks=masks, scale_range=scale_range))
         self.views['cut'](config)                                                                # raises errors in the options now
 
 # %% ../../nbs/dense/88_detect.ipynb #07928db8
@@ -154,7 +154,7 @@ def sums(self:Detect, targets, x, keys, rows):  # list of dicts; (b,3,S,S) norma
     maps, targets = self.maps(x), [targets[i] for i in rows.tolist()]
     logits, shifts, anchors, proposals = self.proposals(maps, x, [x.shape[-2:]] * len(x))
     first = rpn_losses(self.proposals, logits, shifts, anchors, [t['boxes'] for t in targets], keys)
-    return *first, *region_losses(self.regions, maps[:len(self.regions.strides)], proposals, targets, keys ^ 0x2545F4914F6CDD1D)
+    return *first, *roi_losses(self.regions, maps[:len(self.regions.strides)], proposals, targets, keys ^ 0x2545F4914F6CDD1D)
 
 # %% ../../nbs/dense/88_detect.ipynb #233d5434
 @patch
@@ -199,7 +199,7 @@ def detect(self:Detect, images):  # list of (3,H,W) uint8 or floats from 0 to 1,
     with eval_mode(self):
         x = self.visual.normalise(torch.stack(squares).to(self.visual.mean.device))
         maps = self.maps(x)
-        found = detect_objects(self.regions, maps[:len(self.regions.strides)], self.proposals(maps, x, sizes)[3], sizes, self.score, most=self.most)
+        found = detect_objects(self.regions, maps[:len(self.regions.strides)], self.proposals(maps, x, sizes)[3], sizes, self.score_threshold, max_detections=self.max_detections)
         return [to_pixels(f, x.shape[1:], size) for f, x, size in zip(found, images, sizes)]
 
 # %% ../../nbs/dense/88_detect.ipynb #c8a2208f

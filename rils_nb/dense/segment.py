@@ -64,24 +64,24 @@ def resize_pair(
 def choose_crop(
     truth, # (H,W) uint8
     side,  # of the square, pixels
-    most,  # largest share of the pixels (without ignored ones) for one class
+    cat_max_ratio, # largest share of the pixels (without ignored ones) for one class
     u,     # numbers from 0 to 1, two for each try
 ):  # -> top, left
     "Position of a square crop."
     for v in zip(u[::2], u[1::2]):
         top, left = (int(x * (max(0, n - side) + 1)) for x, n in zip(v, truth.shape))
         n = truth[top:top + side, left:left + side].flatten().bincount(minlength=IGNORED + 1)[:IGNORED]
-        if most >= 1 or 0 < n.max() < most * n.sum(): break
+        if cat_max_ratio >= 1 or 0 < n.max() < cat_max_ratio * n.sum(): break
     return top, left
 
 # %% ../../nbs/dense/82_segment.ipynb #432f58f4
 def crop_view(
     config,        # Config: image_size, flip
     classes,       # number of classes
-    smallest=0.5,  # smallest shorter side of the scaled image, in image sizes
-    largest=2.0,   # largest shorter side of the scaled image, in image sizes
-    most=0.75,     # largest share of a crop for one class; above it, another position is tried
-    distorted=0.5, # probability of changing each property of the colours
+    min_scale=0.5, # smallest shorter side of the scaled image, in image sizes
+    max_scale=2.0, # largest shorter side of the scaled image, in image sizes
+    cat_max_ratio=0.75, # largest share of a crop for one class; above it, another position is tried
+    jitter_prob=0.5, # probability of changing each property of the colours
 ):  # -> function of sample, key, annotation that gives dict: image (3,S,S) uint8, map (S,S) uint8
     "A view that crops a square from a scaled image and its label map."
     side, mean = config.image_size, torch.tensor(SIZES[config.size].mean).mul(255).round().byte()
@@ -91,10 +91,10 @@ def crop_view(
         beyond = truth[(truth >= classes) & (truth != IGNORED)]
         if len(beyond): raise BadSample('map', f'{sample.get("name")} has the class {beyond[0]}, and there are {classes}')
         u = keyed_uniform(torch.tensor([hash_key(k, 'cut')]), 33)[0].tolist()
-        image, truth = resize_pair(sample['image'], truth.byte(), side * (smallest + u[0] * (largest - smallest)))
-        top, left = choose_crop(truth, side, most, u[1:23])
+        image, truth = resize_pair(sample['image'], truth.byte(), side * (min_scale + u[0] * (max_scale - min_scale)))
+        top, left = choose_crop(truth, side, cat_max_ratio, u[1:23])
         image, truth = (x[..., top:top + side, left:left + side] for x in (image, truth))
-        image = distort(image, u[23:32], distorted)
+        image = distort(image, u[23:32], jitter_prob)
         h, w = truth.shape
         whole, asked = mean[:, None, None].repeat(1, side, side), truth.new_full((side, side), IGNORED)
         whole[:, :h, :w], asked[:h, :w] = image, truth
@@ -127,19 +127,19 @@ class Segment(Labelled):
         dropout=0.1,       # probability that the heads drop a channel
         layer_decay=0.65,  # factor of the learning rate from each block to the one below
         drop_path=0.1,     # probability that an image skips the last block; lower for earlier blocks
-        smallest=0.5,      # smallest shorter side of a scaled image, in image sizes
-        largest=2.0,       # largest shorter side of a scaled image, in image sizes
-        most=0.75,         # largest share of a crop for one class; above it, another position is tried
-        distorted=0.5,     # probability of changing each property of the colours
+        min_scale=0.5,     # smallest shorter side of a scaled image, in image sizes
+        max_scale=2.0,     # largest shorter side of a scaled image, in image sizes
+        cat_max_ratio=0.75, # largest share of a crop for one class; above it, another position is tried
+        jitter_prob=0.5,   # probability of changing each property of the colours
         **more,
     ):
         super().__init__(config, **more)
         check_range(_below_1, dropout=dropout, drop_path=drop_path)
-        check_range(_positive, layer_decay=layer_decay, smallest=smallest, most=most, aux_channels=aux_channels)
+        check_range(_positive, layer_decay=layer_decay, min_scale=min_scale, cat_max_ratio=cat_max_ratio, aux_channels=aux_channels)
         check_range(_at_least_0, aux_weight=aux_weight, channels=channels)
-        check_range(_share, distorted=distorted)
-        if smallest > largest: raise UserError(f'smallest is at most largest, given smallest={smallest} and largest={largest}')
-        if (2 * largest * self.image_size)**2 > MAX_PIXELS: raise UserError(f'largest={largest} makes images of up to {largest * self.image_size:.0f} x {4 * largest * self.image_size:.0f} pixels, and {MAX_PIXELS:,} are allowed')
+        check_range(_share, jitter_prob=jitter_prob)
+        if min_scale > max_scale: raise UserError(f'min_scale is at most max_scale, given min_scale={min_scale} and max_scale={max_scale}')
+        if (2 * max_scale * self.image_size)**2 > MAX_PIXELS: raise UserError(f'max_scale={max_scale} makes images of up to {max_scale * self.image_size:.0f} x {4 * max_scale * self.image_size:.0f} pixels, and {MAX_PIXELS:,} are allowed')
         if self.image_size < 2 * self.patch_size: raise UserError(f'UperNet needs two patches along a side: raise --image_size to {2 * self.patch_size}')
         trunk, width = self.visual.trunk, self.visual.width
         self.visual.complete()
@@ -150,7 +150,7 @@ class Segment(Labelled):
         self.dropout, self.aux_weight = dropout, aux_weight
         self.scales, self.head = Scales(width, norm), UPerHead(width, channels or width, self.n_classes, norm)
         self.auxiliary = FCNHead(width, aux_channels, self.n_classes, norm)
-        self.views = dict(cut=partial(crop_view, classes=self.n_classes, smallest=smallest, largest=largest, most=most, distorted=distorted))
+        self.views = dict(cut=partial(crop_view, classes=self.n_classes, min_scale=min_scale, max_scale=max_scale, cat_max_ratio=cat_max_ratio, jitter_prob=jitter_prob))
 
     @classmethod
     def complete(cls, config, source):

@@ -42,15 +42,15 @@ class GridBlock(Block):
 # %% ../../nbs/dense/86_vitdet.ipynb #4e45dc5c
 def attend_in_windows(
     trunk,   # timm's ViT, changed in place
-    window,  # side of a window in patches; 0: global attention in all blocks
-    whole=4, # number of blocks with global attention, the last of each part; 0: none
+    window_size, # side of a window in patches; 0: global attention in all blocks
+    global_blocks=4, # number of blocks with global attention, the last of each part; 0: none
 ):
     "Set the window size of each block; raises `UserError` for an encoder with other blocks."
-    if min(window, whole) < 0: raise UserError(f'window and whole are 0 or more, given window={window} and whole={whole}')
-    every = max(1, len(trunk.blocks) // whole) if whole else len(trunk.blocks) + 1
+    if min(window_size, global_blocks) < 0: raise UserError(f'window_size and global_blocks are 0 or more, given window_size={window_size} and global_blocks={global_blocks}')
+    every = max(1, len(trunk.blocks) // global_blocks) if global_blocks else len(trunk.blocks) + 1
     for i, block in enumerate(trunk.blocks):
         if not isinstance(block, Block): raise UserError(f'windows need the blocks of a plain ViT, given a {type(block).__name__}')
-        block.__class__, block.window = GridBlock, 0 if (i + 1) % every == 0 else window
+        block.__class__, block.window = GridBlock, 0 if (i + 1) % every == 0 else window_size
 
 # %% ../../nbs/dense/86_vitdet.ipynb #27c4da2c
 class RelativePositions(nn.Module):
@@ -86,15 +86,15 @@ FINER = 4, 2, 1, 0.5  # resolution of a detector's maps relative to the patch gr
 
 @patch
 def onto_grids(self:ImageEncoder,
-    window,  # side of a window in patches; 0: global attention in all blocks
-    whole,   # number of blocks with global attention
+    window_size, # side of a window in patches; 0: global attention in all blocks
+    global_blocks, # number of blocks with global attention
     side,    # patches along the image, for relative positions; 0: without them
 ):  # -> ModuleList of RelativePositions, one for each block, or empty
     "Prepare for large images: windows, trained position embeddings, no class token and no final norm."
-    attend_in_windows(self.trunk, window, whole)
+    attend_in_windows(self.trunk, window_size, global_blocks)
     for p in (self.trunk.cls_token, *self.trunk.norm.parameters()): p.requires_grad_(False)
     self.trunk.pos_embed.requires_grad_(True)
-    kept = [f'windows of {window} patches'] * bool(window) + ['relative positions'] * bool(side)
+    kept = [f'windows of {window_size} patches'] * bool(window_size) + ['relative positions'] * bool(side)
     self.__class__, self.apart = GridEncoder, (f'the encoder of a detector was trained {" and ".join(["with " + k for k in kept] + ["without a class token"])}, so as a plain ViT it is '
                                                'another network: ask for its objects (rils-eval RUN --tasks detection), or take the run that it began from')
     return relative_positions(self.trunk, side) if side else nn.ModuleList()

@@ -28,13 +28,13 @@ from ..rils import CLIP
 def three_boxes(
     h,        # height of the image in pixels
     w,        # width of the image in pixels
-    smallest, # smallest share of the image in a view
+    min_scale, # smallest share of the image in a view
     key,      # random key
 ):  # -> three times (top, left, height, width)
     "Sample the boxes of two views, and of a crop around both."
     between = lambda low, high: torch.randint(low, high + 1, ()).item()
     with use_seed(key):
-        a, b = (v2.RandomResizedCrop.get_params(torch.empty(1, h, w), (smallest, 1.), (3/4, 4/3)) for _ in range(2))
+        a, b = (v2.RandomResizedCrop.get_params(torch.empty(1, h, w), (min_scale, 1.), (3/4, 4/3)) for _ in range(2))
         top, left = (between(0, min(a[i], b[i])) for i in (0, 1))
         bottom, right = (between(max(v[i] + v[i + 2] for v in (a, b)), end) for i, end in ((0, h), (1, w)))
     return a, b, (top, left, bottom - top, right - left)
@@ -47,17 +47,17 @@ def related_crop(
     name,         # of one of the crops, or `boxes` for their positions
     area=(0.5, 1.), # smallest and largest share of the image in a view
     jitter=(0.4, 0.4, 0.2, 0.1), # of brightness, contrast, saturation and hue
-    jittered=0.8, # probability of colour jitter
-    grey=0.2,     # probability of greyscale
-    blurred=0.1,  # probability of blur
+    jitter_prob=0.8, # probability of colour jitter
+    grayscale_prob=0.2, # probability of greyscale
+    blur_prob=0.1, # probability of blur
     blur=(0.1, 2.), # smallest and largest sigma of the blur, in pixels of an image of 224
-    solarised=0.2,  # probability of solarisation
+    solarize_prob=0.2, # probability of solarisation
 ):  # -> function of sample, key -> (3,S,S) uint8, or (3,4) boxes
     "One of three crops of an image that are drawn together."
     size = config.image_size
     sigma = [max(1e-3, s * size / 224) for s in blur]
-    colours = v2.Compose([v2.RandomApply([v2.ColorJitter(*jitter)], jittered), v2.RandomGrayscale(grey),
-                          v2.RandomApply([v2.GaussianBlur(2 * max(1, round(3 * sigma[1])) + 1, sigma)], blurred), v2.RandomSolarize(128, solarised)])
+    colours = v2.Compose([v2.RandomApply([v2.ColorJitter(*jitter)], jitter_prob), v2.RandomGrayscale(grayscale_prob),
+                          v2.RandomApply([v2.GaussianBlur(2 * max(1, round(3 * sigma[1])) + 1, sigma)], blur_prob), v2.RandomSolarize(128, solarize_prob)])
     def view(sample, k):
         boxes = three_boxes(*sample['image'].shape[1:], area[0], hash_key(k, 'boxes'))
         if name == 'boxes': return torch.tensor(boxes, dtype=torch.float32)
@@ -84,14 +84,14 @@ def scores_in_view(
 # %% ../../nbs/pretraining/64_aclip.ipynb #51662ca4
 def highest_blocks(
     scores, # (B,N), of a square grid
-    keep,   # share of the blocks to keep
-    block,  # side of a block in patches; must divide the grid's
+    keep_ratio, # share of the blocks to keep
+    block_size, # side of a block in patches; must divide the grid's
 ):  # -> (B,V) indices of the kept patches, ascending
     "Select the patches of the blocks with the highest scores."
-    n = math.isqrt(scores.shape[1]) // block                                             # blocks along a side
-    means = F.avg_pool2d(scores.unflatten(1, (1, n * block, n * block)), block).flatten(1)  # (B,n*n)
-    best = means.topk(math.ceil(n * n * keep - 1e-9)).indices
-    patches = torch.arange(scores.shape[1], device=scores.device).view(n, block, n, block).transpose(1, 2).reshape(n * n, -1)
+    n = math.isqrt(scores.shape[1]) // block_size                                        # blocks along a side
+    means = F.avg_pool2d(scores.unflatten(1, (1, n * block_size, n * block_size)), block_size).flatten(1)  # (B,n*n)
+    best = means.topk(math.ceil(n * n * keep_ratio - 1e-9)).indices
+    patches = torch.arange(scores.shape[1], device=scores.device).view(n, block_size, n, block_size).transpose(1, 2).reshape(n * n, -1)
     return patches[best].flatten(1).sort(1).values
 
 # %% ../../nbs/pretraining/64_aclip.ipynb #2db25496
@@ -100,31 +100,31 @@ class ACLIP(TwoViews, CLIP):
     "Attentive mask CLIP (Yang et al., ICCV 2023): two views, each reduced to the patches with the highest attention of an EMA teacher."
     views, one_pairing = ('tokens',), False
     def __init__(self, config, *,
-        keep=0.5,            # share of the patches that a view keeps
-        block=2,             # side of the blocks that are kept or dropped, in patches
+        keep_ratio=0.5,      # share of the patches that a view keeps
+        block_size=2,        # side of the blocks that are kept or dropped, in patches
         attentive=True,      # keep the blocks with the highest attention of the EMA teacher; false: random blocks
-        look_blocks=0,       # average the attention of this many last blocks; 0: all
+        score_blocks=0,      # average the attention of this many last blocks; 0: all
         ssl_weight=1.0,      # weight of SimCLR's loss
         byol_weight=2.0,     # weight of BYOL's loss
-        average_decay=0.996, # beta, momentum of the EMA teacher at the beginning
-        average_end=1.0,     # beta at the end of the run, reached along a cosine
+        teacher_momentum=0.996, # beta, momentum of the EMA teacher at the beginning
+        teacher_momentum_end=1.0, # beta at the end of the run, reached along a cosine
         head_hidden=4096,    # hidden width of the projection heads
         head_dim=256,        # width of their output
-        smallest=0.5,        # smallest share of the image in a view
-        blurred=0.1,         # probability of blur
-        solarised=0.2,       # probability of solarisation
+        min_scale=0.5,       # smallest share of the image in a view
+        blur_prob=0.1,       # probability of blur
+        solarize_prob=0.2,   # probability of solarisation
         **more,
     ):
-        super().__init__(config, head_hidden=head_hidden, head_dim=head_dim, smallest=smallest, blurred=blurred, **more)
+        super().__init__(config, head_hidden=head_hidden, head_dim=head_dim, min_scale=min_scale, blur_prob=blur_prob, **more)
         side, depth = math.isqrt(self.visual.n_patches), len(self.visual.trunk.blocks)
-        if not 0 < keep <= 1: raise UserError(f'keep is a share of the patches, above 0 and at most 1, given {keep}')
-        if block < 1 or side % block:
-            raise UserError(f'blocks of {block} x {block} do not cover {side} x {side} patches: --opts block={" or block=".join(str(k) for k in range(1, side) if not side % k)}')
-        if not 0 <= look_blocks <= depth: raise UserError(f'look_blocks is 0 for all or at most {depth}, the blocks of --size {config.size}; given {look_blocks}')
-        if not 0 <= average_decay <= average_end <= 1: raise UserError(f'0 <= average_decay <= average_end <= 1 is needed, given {average_decay} and {average_end}')
-        self.views |= {name: partial(related_crop, name=name, solarised=solarised, **self.strong) for name in (*CROPS, 'boxes')}
-        self.keep, self.block, self.attentive, self.look_blocks = keep, block, attentive, look_blocks
-        self.ssl_weight, self.byol_weight, self.decays, self.progress = ssl_weight, byol_weight, (average_decay, average_end), 0.
+        if not 0 < keep_ratio <= 1: raise UserError(f'keep_ratio is a share of the patches, above 0 and at most 1, given {keep_ratio}')
+        if block_size < 1 or side % block_size:
+            raise UserError(f'blocks of {block_size} x {block_size} do not cover {side} x {side} patches: --opts block_size={" or block_size=".join(str(k) for k in range(1, side) if not side % k)}')
+        if not 0 <= score_blocks <= depth: raise UserError(f'score_blocks is 0 for all or at most {depth}, the blocks of --size {config.size}; given {score_blocks}')
+        if not 0 <= teacher_momentum <= teacher_momentum_end <= 1: raise UserError(f'0 <= teacher_momentum <= teacher_momentum_end <= 1 is needed, given {teacher_momentum} and {teacher_momentum_end}')
+        self.views |= {name: partial(related_crop, name=name, solarize_prob=solarize_prob, **self.strong) for name in (*CROPS, 'boxes')}
+        self.keep_ratio, self.block_size, self.attentive, self.score_blocks = keep_ratio, block_size, attentive, score_blocks
+        self.ssl_weight, self.byol_weight, self.decays, self.progress = ssl_weight, byol_weight, (teacher_momentum, teacher_momentum_end), 0.
         self.byol, self.predictor = (projector(d, head_hidden, head_dim, layers=2, bias=False) for d in (self.visual.width, head_dim))
         self.average, self.average_byol = Momentum(self.visual), Momentum(self.byol)
 
@@ -137,7 +137,7 @@ def look(self:ACLIP, around):  # (B,3,H,W) uint8 -> (B,N), (B,D)
     v.compiled = False                                                                   # each new hook would be recompiled
     hear = lambda attn, args: looks.append(attention_to_patches(attn, args[0], v.n_patches, class_token=v.trunk.global_pool == 'token'))
     with ExitStack() as ears:
-        for block in v.trunk.blocks[-self.look_blocks:]: ears.callback(block.attn.register_forward_pre_hook(hear).remove)  # -0: all
+        for block in v.trunk.blocks[-self.score_blocks:]: ears.callback(block.attn.register_forward_pre_hook(hear).remove)  # -0: all
         x = v.encode(v.patches(around))                                                  # (B,1+N,D)
     return sum(looks) / len(looks), v.pool(x)
 
@@ -145,7 +145,7 @@ def look(self:ACLIP, around):  # (B,3,H,W) uint8 -> (B,N), (B,D)
 def choose_visible(self:ACLIP, looks, boxes, keys):  # (B,N), (B,3,4), (B,) -> (B,V), (B,V)
     "The patches that each view keeps."
     scores = [scores_in_view(looks, boxes[:, 2], boxes[:, i]) for i in (0, 1)] if self.attentive else keyed_uniform(keys, 2 * looks.shape[1]).chunk(2, 1)
-    return [highest_blocks(s, self.keep, self.block) for s in scores]
+    return [highest_blocks(s, self.keep_ratio, self.block_size) for s in scores]
 
 # %% ../../nbs/pretraining/64_aclip.ipynb #bcdb6fac
 @patch

@@ -92,8 +92,8 @@ class WordDecoder(nn.Module, Stack):
 class MaskCLIP(Joint):
     "Masked self-distillation beside contrastive learning (Dong et al., CVPR 2023)."
     def __init__(self, config, *,
-        features=True,        # predict features of the masked patches; false: their pixels, as in MAE
-        ema=True,             # the teacher is an EMA of the encoder; false: the encoder itself, without a gradient
+        feature_targets=True, # predict features of the masked patches; false: their pixels, as in MAE
+        ema_targets=True,     # the teacher is an EMA of the encoder; false: the encoder itself, without a gradient
         mlm=True,             # predict masked words as well
         contrastive_weight=2.0, # weight of the mean of both directions: 2 is their sum, as in Eq. 8
         recon_weight=0.05,    # lambda of Eq. 8
@@ -101,9 +101,9 @@ class MaskCLIP(Joint):
         codewords=8192,       # K, number of codewords; 0: the distance of normalised features, as in MILAN
         tau_pred=0.1,         # temperature of the prediction q
         tau_target=0.04,      # temperature of the target p
-        centre_decay=0.9,     # momentum of the centre m
-        average_decay=0.999,  # momentum of the EMA teacher at the beginning of the run
-        average_decay_end=0.9999, # momentum of the EMA teacher at the end
+        center_momentum=0.9,  # momentum of the centre m
+        teacher_momentum=0.999, # momentum of the EMA teacher at the beginning of the run
+        teacher_momentum_end=0.9999, # momentum of the EMA teacher at the end
         decoder='mae',        # or prompting, MILAN's
         decoder_width=0,      # width of the decoder; 0: that of the encoder
         decoder_depth=1,      # number of its blocks
@@ -117,17 +117,17 @@ class MaskCLIP(Joint):
         if mlm_depth < 0: raise UserError(f'mlm_depth must be 0 or more, given {mlm_depth}')
         if not 0 < mlm_ratio < 1: raise UserError(f'mlm_ratio must be between 0 and 1, given {mlm_ratio}: mlm=false hides no words')
         if min(tau_pred, tau_target) <= 0: raise UserError(f'tau_pred and tau_target must be above 0, given {tau_pred} and {tau_target}')
-        for name, v in dict(average_decay=average_decay, average_decay_end=average_decay_end, centre_decay=centre_decay).items():
+        for name, v in dict(teacher_momentum=teacher_momentum, teacher_momentum_end=teacher_momentum_end, center_momentum=center_momentum).items():
             if not 0 <= v < 1: raise UserError(f'{name} must be at least 0 and below 1, given {v}')
         if mlm and more.get('freeze') == 'text': raise UserError('freeze=text leaves no text encoder that hidden words could teach: add mlm=false')
         v, size = self.visual, SIZES[config.size]
-        self.decoder = DECODERS[decoder](v.n_patches, v.width, v.width if features else 3 * self.patch_size**2, decoder_width, decoder_depth, decoder_heads)
-        self.quantizer = nn.Linear(v.width, codewords, bias=False) if features and codewords else None
-        self.momentum = nn.ModuleDict({k: Momentum(getattr(self, k)) for k in ('visual', 'quantizer') if getattr(self, k)}) if features and ema else {}
+        self.decoder = DECODERS[decoder](v.n_patches, v.width, v.width if feature_targets else 3 * self.patch_size**2, decoder_width, decoder_depth, decoder_heads)
+        self.quantizer = nn.Linear(v.width, codewords, bias=False) if feature_targets and codewords else None
+        self.momentum = nn.ModuleDict({k: Momentum(getattr(self, k)) for k in ('visual', 'quantizer') if getattr(self, k)}) if feature_targets and ema_targets else {}
         if self.quantizer: self.register_buffer('centre', torch.zeros(v.width))
         if mlm: self.text_decoder = WordDecoder(size.text_width, size.text_heads, mlm_depth, self.text.vocab_size)
-        self.features, self.mlm, self.mlm_weight, self.mlm_ratio = features, mlm, mlm_weight, mlm_ratio
-        self.tau_pred, self.tau_target, self.average_decay, self.centre_decay = tau_pred, tau_target, (average_decay, average_decay_end), centre_decay
+        self.feature_targets, self.mlm, self.mlm_weight, self.mlm_ratio = feature_targets, mlm, mlm_weight, mlm_ratio
+        self.tau_pred, self.tau_target, self.teacher_momentum, self.center_momentum = tau_pred, tau_target, (teacher_momentum, teacher_momentum_end), center_momentum
         self.normalise_pixels, self.seen, self.progress = True, None, 0.
 
 # %% ../../nbs/pretraining/62_maskclip.ipynb #3d604913
@@ -144,7 +144,7 @@ def distil(self:MaskCLIP,
     mask,    # Mask
 ):  # -> (B,) losses, whose mean counts; (B,D) mean targets
     "Distillation loss of the decoder's predictions for masked patches and the teacher's features."
-    if not self.features: return Pixels.pixels(self, self.visual.normalise(image), seen, mask), full[:, 0].detach()
+    if not self.feature_targets: return Pixels.pixels(self, self.visual.normalise(image), seen, mask), full[:, 0].detach()
     with torch.no_grad():
         teacher = self.teacher_of('visual')
         if self.momentum: full = teacher.encode(teacher.patches(image))
@@ -201,6 +201,6 @@ def forward(self:MaskCLIP, batch):  # dict -> dict
 @torch.no_grad()
 def after_step(self:MaskCLIP):
     super(MaskCLIP, self).after_step()
-    first, last = self.average_decay
+    first, last = self.teacher_momentum
     for name in self.momentum: self.momentum[name].follow(getattr(self, name), first + (last - first) * self.progress)
-    if self.seen is not None: self.centre.lerp_(torch.where(self.seen.isfinite().all(), self.seen, self.centre), 1 - self.centre_decay)
+    if self.seen is not None: self.centre.lerp_(torch.where(self.seen.isfinite().all(), self.seen, self.centre), 1 - self.center_momentum)

@@ -109,22 +109,22 @@ class SILC(CLIP):
     def __init__(self, config, *,
         global_views=2,       # views that are compared with the caption and that the teacher sees
         local_views=8,        # small views, for which the student is asked
-        global_smallest=0.4,  # smallest share of the picture that a global view shows
-        local_smallest=0.05,  # smallest share that a local view shows
-        local_largest=0.4,    # largest share that a local view shows
+        global_min_scale=0.4, # smallest share of the picture that a global view shows
+        local_min_scale=0.05, # smallest share that a local view shows
+        local_max_scale=0.4,  # largest share that a local view shows
         local_size=0,         # side of a local view in pixels; 0: 96 of 224, rounded to a multiple of the patch
-        jittered=0.8,         # how often a local view's colours are changed
+        jitter_prob=0.8,      # how often a local view's colours are changed
         saturation=0.4,       # how much their saturation is changed; DINO's is 0.2
-        grey=0.2,             # how often they are taken away
-        blurred=0.5,          # how often a local view is blurred
-        prototypes=65536,     # K; a thousand or less on a laptop
+        grayscale_prob=0.2,   # how often they are taken away
+        blur_prob=0.5,        # how often a local view is blurred
+        num_prototypes=65536, # K; a thousand or less on a laptop
         head_hidden=2048,     # width of the head's two inner layers
         head_dim=256,         # width of the prototypes
         prototype_init='normal', # how they begin: normal, or uniform, which is DINO's and turns them faster
         tau_student=0.1,      # temperature of the student's answer
         tau_teacher=0.04,     # temperature of the teacher's, the target
-        average_decay=0.996,  # beta of the teacher, fixed
-        centre_decay=0.9,     # m of the centre
+        teacher_momentum=0.996, # beta of the teacher, fixed
+        center_momentum=0.9,  # m of the centre
         head_only=False,      # the teacher is the encoder itself and only its heads are averages (TIPSv2)
         ssl_weight=1.0,       # of self-distillation beside CLIP's loss
         **more,
@@ -134,21 +134,21 @@ class SILC(CLIP):
         size = local_size or local_side(self.image_size, p)
         _require(0 < size <= self.image_size and size % p == 0, f'local_size must be a multiple of the patch side {p} and at most {self.image_size}, given {local_size}')
         _require(min(global_views, local_views) >= 1, f'global_views and local_views must be 1 or more, given {global_views} and {local_views}')
-        _require(0 < global_smallest <= 1, f'global_smallest must be above 0 and at most 1, given {global_smallest}')
-        _require(0 < local_smallest <= local_largest <= 1, f'local views need 0 < local_smallest <= local_largest <= 1, given {local_smallest} and {local_largest}')
-        _require(min(prototypes, head_hidden, head_dim) >= 2, f'prototypes, head_hidden and head_dim must be 2 or more, given {prototypes}, {head_hidden} and {head_dim}')
+        _require(0 < global_min_scale <= 1, f'global_min_scale must be above 0 and at most 1, given {global_min_scale}')
+        _require(0 < local_min_scale <= local_max_scale <= 1, f'local views need 0 < local_min_scale <= local_max_scale <= 1, given {local_min_scale} and {local_max_scale}')
+        _require(min(num_prototypes, head_hidden, head_dim) >= 2, f'num_prototypes, head_hidden and head_dim must be 2 or more, given {num_prototypes}, {head_hidden} and {head_dim}')
         _require(min(tau_student, tau_teacher) > 0, f'tau_student and tau_teacher must be above 0, given {tau_student} and {tau_teacher}')
-        _require(0 <= min(average_decay, centre_decay) <= max(average_decay, centre_decay) < 1,
-                 f'average_decay and centre_decay must be at least 0 and below 1, given {average_decay} and {centre_decay}')
-        self.views = {'tokens': None, 'global': partial(crops, name='global', n=global_views, area=global_smallest),
-                      'local': partial(augment, name='local', n=local_views, size=size, area=(local_smallest, local_largest), jitter=(0.4, 0.4, saturation, 0.1),
-                                   jittered=jittered, grey=grey, blurred=blurred)}
+        _require(0 <= min(teacher_momentum, center_momentum) <= max(teacher_momentum, center_momentum) < 1,
+                 f'teacher_momentum and center_momentum must be at least 0 and below 1, given {teacher_momentum} and {center_momentum}')
+        self.views = {'tokens': None, 'global': partial(crops, name='global', n=global_views, area=global_min_scale),
+                      'local': partial(augment, name='local', n=local_views, size=size, area=(local_min_scale, local_max_scale), jitter=(0.4, 0.4, saturation, 0.1),
+                                   jitter_prob=jitter_prob, grayscale_prob=grayscale_prob, blur_prob=blur_prob)}
         self.tau_student, self.tau_teacher, self.weights = tau_student, tau_teacher, (ssl_weight,)
-        self.average_decay, self.centre_decay, self.head_only, self.seen = average_decay, centre_decay, head_only, None
+        self.teacher_momentum, self.center_momentum, self.head_only, self.seen = teacher_momentum, center_momentum, head_only, None
         embed = self.visual.head.proj.out_features
-        self.heads = nn.ModuleDict({k: PrototypeHead(embed, head_hidden, head_dim, prototypes, prototype_init) for k in self.terms})
+        self.heads = nn.ModuleDict({k: PrototypeHead(embed, head_hidden, head_dim, num_prototypes, prototype_init) for k in self.terms})
         self.momentum = Momentum(self.averaged_modules())
-        self.register_buffer('centre', torch.zeros(len(self.terms), prototypes))
+        self.register_buffer('centre', torch.zeros(len(self.terms), num_prototypes))
 
     def averaged_modules(self):  # -> module
         "What the teacher is an average of."
@@ -203,10 +203,10 @@ def forward(self:SILC, batch):  # dict -> dict
 @torch.no_grad()
 def after_step(self:SILC):
     super(SILC, self).after_step()
-    self.momentum.follow(self.averaged_modules(), self.average_decay)
+    self.momentum.follow(self.averaged_modules(), self.teacher_momentum)
     if self.seen is None: return
     seen = torch.where(self.seen.isfinite(), self.seen, self.centre)                     # a step that was skipped may have left anything
-    self.centre.lerp_(seen.to(self.centre.dtype), 1 - self.centre_decay)
+    self.centre.lerp_(seen.to(self.centre.dtype), 1 - self.center_momentum)
 
 # %% ../../nbs/pretraining/63_silc.ipynb #f0fcb0af
 @METHODS.register('tips')
@@ -217,10 +217,10 @@ class TIPS(SILC):
         patch_weight=2.0,      # of the patches' loss beside CLIP's
         visible_patches=False, # ask for the visible patches as well as for the hidden ones (TIPSv2)
         global_views=1,        # views that are compared with the caption, that the teacher sees and that are masked
-        prototypes=32768,      # K, of each of the two heads; a thousand or less on a laptop
+        num_prototypes=32768,  # K, of each of the two heads; a thousand or less on a laptop
         **more,
     ):
-        super().__init__(config, global_views=global_views, prototypes=prototypes, **more)
+        super().__init__(config, global_views=global_views, num_prototypes=num_prototypes, **more)
         self.weights, self.visible_patches = (*self.weights, patch_weight), visible_patches
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.visual.width))
 

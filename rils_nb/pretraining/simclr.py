@@ -68,15 +68,15 @@ class TwoViews:
         head_hidden=4096,  # hidden width of the projection head
         head_dim=256,      # width of its output
         tau=0.1,           # temperature of the loss
-        smallest=0.08,     # smallest share of the image in a view
-        jittered=0.8,      # probability of colour jitter
-        grey=0.2,          # probability of greyscale
-        blurred=0.5,       # probability of blur
+        min_scale=0.08,    # smallest share of the image in a view
+        jitter_prob=0.8,   # probability of colour jitter
+        grayscale_prob=0.2, # probability of greyscale
+        blur_prob=0.5,     # probability of blur
         **more,
     ):
         super().__init__(config, **more)
         if tau <= 0: raise UserError(f'tau must be above 0, given {tau}')
-        strong = dict(area=(smallest, 1.), jittered=jittered, grey=grey, blurred=blurred)
+        strong = dict(area=(min_scale, 1.), jitter_prob=jitter_prob, grayscale_prob=grayscale_prob, blur_prob=blur_prob)
         self.views = dict.fromkeys(self.views) | {name: partial(augment, name=name, **strong) for name in ('first', 'second')}
         self.strong, self.projector, self.tau = strong, projector(self.visual.width, head_hidden, head_dim), tau
 

@@ -51,12 +51,12 @@ def _randaugment(words, side, size):  # timm's string, pixels, Size -> function 
 def strong_view(
     config,          # Config: image_size, crop, flip
     randaugment='rand-m9-mstd0.5-inc1', # timm's string for strength, its deviation and the operations; empty: none
-    erasing=0.,      # probability of erasing a rectangle
+    erase_prob=0.,   # probability of erasing a rectangle
 ):  # -> function of sample, key that gives (3,S,S) uint8
     "The crop, distorted and erased."
     crop, size = image_view(config), SIZES[config.size]
     distort = randaugment and _randaugment(randaugment, config.image_size, size)
-    erase = RandomErasing(erasing, mode='pixel', device='cpu') if erasing else None
+    erase = RandomErasing(erase_prob, mode='pixel', device='cpu') if erase_prob else None
     def view(sample, k):
         x = crop(sample, k)
         with seed_generators(hash_key(k, 'strong')):
@@ -100,10 +100,10 @@ def mixed_loss(
     logits,       # (B,C)
     labels,       # (B,)
     lam=None,     # (B,) each row's weight of its own label, the rest is its neighbour's; None: 1
-    smoothing=0., # fraction of each target that is spread over all classes
+    label_smoothing=0., # fraction of each target that is spread over all classes
 ):  # -> (B,)
     "Cross-entropy with the mixed and smoothed targets."
-    own = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction='none')
+    own = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction='none')
     if lam is None: return own
     partner = labels.view(-1, 2).flip(1).flatten()
-    return lam * own + (1 - lam) * F.cross_entropy(logits, partner, label_smoothing=smoothing, reduction='none')
+    return lam * own + (1 - lam) * F.cross_entropy(logits, partner, label_smoothing=label_smoothing, reduction='none')

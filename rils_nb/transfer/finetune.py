@@ -100,21 +100,21 @@ class Finetune(Labelled):
         cutmix=1.0,        # alpha of CutMix; 0: none
         mix_prob=1.0,      # probability of mixing a pair of images
         switch_prob=0.5,   # probability of CutMix
-        smoothing=0.1,     # fraction of each target that is spread over all classes
+        label_smoothing=0.1, # fraction of each target that is spread over all classes
         randaugment='rand-m9-mstd0.5-inc1', # timm's string for RandAugment; empty: none
-        erasing=0.0,       # probability of filling a rectangle with noise
+        erase_prob=0.0,    # probability of filling a rectangle with noise
         head_init=2e-5,    # deviation of the classifier's initial weights
         crop_pct=1.0,      # fraction of the resized shorter side that evaluations see
         **more,
     ):
         super().__init__(config, **more)
-        for name, value in dict(drop_path=drop_path, smoothing=smoothing).items():
+        for name, value in dict(drop_path=drop_path, label_smoothing=label_smoothing).items():
             if not 0 <= value < 1: raise UserError(f'{name} must be at least 0 and below 1, given {value}')
         if min(mixup, cutmix) < 0 or layer_decay <= 0: raise UserError(f'mixup and cutmix must be 0 or more and layer_decay above 0, given {mixup}, {cutmix} and {layer_decay}')
         add_classifier(self.visual.trunk, self.n_classes, pool, head_init)
-        self.paths, self.pool, self.smoothing, self.mixes = add_drop_path(self.visual.trunk, drop_path), pool, smoothing, bool(mixup or cutmix)
+        self.paths, self.pool, self.label_smoothing, self.mixes = add_drop_path(self.visual.trunk, drop_path), pool, label_smoothing, bool(mixup or cutmix)
         self.rates = {f'visual.trunk.{k}': v for k, v in layer_rates(self.visual.trunk, layer_decay).items()}
-        self.view, self.views['image'] = eval_view(self.image_size, crop_pct=crop_pct), partial(strong_view, randaugment=randaugment, erasing=erasing)
+        self.view, self.views['image'] = eval_view(self.image_size, crop_pct=crop_pct), partial(strong_view, randaugment=randaugment, erase_prob=erase_prob)
         if self.mixes: self.views['mix'] = partial(mix_view, mixup=mixup, cutmix=cutmix, prob=mix_prob, switch=switch_prob)
         for make_view in (v for v in self.views.values() if v): make_view(config)                 # raises for wrong options now
 
@@ -160,5 +160,5 @@ def forward(self:Finetune, batch):  # dict -> dict
     x, lam = self.visual.normalise(batch['image']), None
     if self.mixes: x, lam = mix_pairs(x, batch['mix'])
     logits, = self.accumulate(self.logits, x, batch['keys'])
-    loss = mixed_loss(logits, batch['label'], lam, self.smoothing).mean()
+    loss = mixed_loss(logits, batch['label'], lam, self.label_smoothing).mean()
     return dict(loss=loss, accuracy=(logits.argmax(1) == batch['label']).float().mean())

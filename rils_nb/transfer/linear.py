@@ -52,18 +52,18 @@ def numbers(text):  # '0.1:1' -> list of floats
     "Factors of the learning rate."
     try: found = [float(v) for v in text.split(':')]
     except ValueError: found = []
-    if not found or not all(0 < v < math.inf for v in found): raise UserError(f'rates are factors of --lr above 0 with colons between them, as 0.1:1:10; given `{text}`')
+    if not found or not all(0 < v < math.inf for v in found): raise UserError(f'lr_factors are factors of --lr above 0 with colons between them, as 0.1:1:10; given `{text}`')
     return found
 
 # %% ../../nbs/transfer/73_linear.ipynb #37db180b
 class Choice(nn.Module):
     "Count the correct predictions of several classifiers on the held-out images."
     def __init__(self,
-        rates,  # factors of the learning rate, one for each classifier
+        lr_factors, # factors of the learning rate, one for each classifier
     ):
         super().__init__()
-        n = len(rates)
-        self.register_buffer('far', torch.tensor(rates).log().abs(), persistent=False)  # from --lr
+        n = len(lr_factors)
+        self.register_buffer('far', torch.tensor(lr_factors).log().abs(), persistent=False)  # from --lr
         for name, v in dict(right=torch.zeros(n), seen=torch.zeros(())).items(): self.register_buffer(name, v)
 
     @torch.no_grad()
@@ -83,26 +83,26 @@ class Linear(Labelled):
     "Linear classifiers on frozen features, one for each feature and learning rate to try."
     def __init__(self, config, *,
         pools='normed',    # features to try, separated by colons: normed (mean of the patches), class (token), both
-        rates='1',         # factors of the learning rate to try, separated by colons
+        lr_factors='1',    # factors of the learning rate to try, separated by colons
         held_out=0.01,     # fraction of the training images held out for the choice among them
         standardise=True,  # batch normalisation without weights before the classifier
         solver='lars',     # or sgd, adamw
         head_init=0.01,    # deviation of the classifiers' initial weights
         crop_pct=1.0,      # fraction of the resized shorter side that evaluations see
-        seen=1.0,          # fraction of the patches that the encoder sees, those of the highest attention; 1: all
+        keep_ratio=1.0,    # fraction of the patches that the encoder sees, those of the highest attention; 1: all
         teacher='',        # model whose attention scores the patches, a spec as for --init; empty: the encoder's own
         student_pixels=False, # the teacher gets the encoder's pixels instead of those of its own normalisation
         **more,
     ):
         super().__init__(config, **more)
         if not 0 <= held_out < 1: raise UserError(f'held_out must be at least 0 and below 1, given {held_out}')
-        self.grid = [(pool, rate) for pool in pools.split(':') for rate in numbers(rates)]
+        self.grid = [(pool, rate) for pool in pools.split(':') for rate in numbers(lr_factors)]
         if len(self.grid) > 1 and not held_out: raise UserError(f'{len(self.grid)} classifiers are trained, and held_out=0 leaves nothing to choose among them on')
         n = self.visual.n_patches
-        if not 1 <= seen * n <= n: raise UserError(f'seen is a share of the {n} patches, from 1/{n} to 1, given {seen}')
-        if teacher and seen == 1: raise UserError(f'teacher={teacher} says which patches are seen, and seen=1 shows all of them: give a smaller share, as seen=0.5')
+        if not 1 <= keep_ratio * n <= n: raise UserError(f'keep_ratio is a share of the {n} patches, from 1/{n} to 1, given {keep_ratio}')
+        if teacher and keep_ratio == 1: raise UserError(f'teacher={teacher} says which patches are seen, and keep_ratio=1 shows all of them: give a smaller share, as keep_ratio=0.5')
         if student_pixels and not teacher: raise UserError('student_pixels=true is about the pixels of a teacher, and none is named: leave it out, or give teacher=MODEL')
-        self.seen, self.asks, self.student_pixels = seen, teacher, student_pixels
+        self.keep_ratio, self.asks, self.student_pixels = keep_ratio, teacher, student_pixels
         OPTIMIZERS[solver]
         self.view = eval_view(self.image_size, crop_pct=crop_pct)
         self.optimizer, self.held_out, self.visual = solver, held_out, self.visual.requires_grad_(False)
@@ -150,7 +150,7 @@ def scores(self:Linear, image):  # (B,3,H,W) uint8 -> (B,N)
 @patch
 def most(self:Linear, image):  # (B,3,H,W) uint8 -> (B,V) visible patches, or None: all
     "The patches of the highest scores."
-    return None if self.seen == 1 else from_scores(-self.scores(image), 1 - self.seen).visible
+    return None if self.keep_ratio == 1 else from_scores(-self.scores(image), 1 - self.keep_ratio).visible
 
 @patch
 def meet(self:Linear, teacher):
@@ -205,7 +205,7 @@ def classify(self:Linear, image):  # as `Method.encode_image` -> (B,C) logits
 @patch
 @torch.no_grad()
 def as_timm(self:Linear):
-    if self.seen != 1: raise UserError(f'timm classifies by all patches, and this classifier was trained on {self.seen:.0%} of them (seen={self.seen}): it cannot be exported')
+    if self.keep_ratio != 1: raise UserError(f'timm classifies by all patches, and this classifier was trained on {self.keep_ratio:.0%} of them (keep_ratio={self.keep_ratio}): it cannot be exported')
     best = int(self.choice.best())
     pool, head = self.grid[best][0], self.heads[best]
     if pool not in POOLS: raise UserError(f'timm has no classifier on the feature `{pool}`, which was the best one: train with --opts pools=normed or pools=class to export it')
