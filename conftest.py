@@ -4,8 +4,8 @@ The exported module is imported into the notebook's namespace, private names inc
 in the notebook's own folder. So the tests in a notebook test the code that users import, and coverage sees it.
 
 Each notebook runs in a process of its own, forked from a server that has the heavy imports behind it: nothing that a notebook sets, registers or
-patches reaches another one, and two run at a time on two cores. `--notebook-workers 0` runs them one after another in pytest's own process,
-which is how to measure coverage: `coverage run --source rils_nb -m pytest --notebook-workers 0`.
+patches reaches another one. Two run at a time on two cores, beside the tests in files; their results come last. `--notebook-workers 0` runs them one
+after another in pytest's own process, which is how to measure coverage: `coverage run --source rils_nb -m pytest --notebook-workers 0`.
 
 A notebook whose first cell has the line `- slow: true` is marked slow. A single cell that begins with `#| slow` takes minutes (a real training): it
 is left out unless asked for, `pytest --slow nbs/tutorials/your_own_pairs.ipynb`.
@@ -154,19 +154,18 @@ def stop(pid):
 RUNS = pytest.StashKey()
 
 class Runs:
-    "The runs of a session's notebooks: started with the first item that asks, slow ones first."
+    "The runs of a session's notebooks: started with the session, slow ones first."
     def __init__(self, session): self.session, self.pool, self.alive, self.closed, self.futures = session, None, set(), threading.Event(), {}
     def start(self):
         n = self.session.config.option.notebook_workers
-        if not n: return
+        items = [i for i in self.session.items if isinstance(i, NotebookItem)]
+        if not n or not items: return
         self.pool = ThreadPoolExecutor(n)
         context = mp.get_context('spawn' if sys.platform == 'darwin' else 'forkserver')
         if sys.platform != 'darwin': context.set_forkserver_preload(HEAVY)
-        items = [i for i in self.session.items if isinstance(i, NotebookItem)]
         for i in sorted(items, key=lambda i: not i.is_slow):
             self.futures[i] = self.pool.submit(in_own_process, context, self.alive, self.closed, *i.job())
     def result(self, item):
-        if not self.futures: self.start()
         if self.pool: return self.futures[item].result()
         start = time.time()
         return time.time() - start, run_notebook(*item.job())
@@ -180,6 +179,9 @@ def pytest_sessionstart(session):
     if not session.config.option.slow: os.environ['RILS_NB_BRIEF'] = '1'  # notebooks may make less of their data
     if n := session.config.option.shift_seeds: os.environ['RILS_NB_SHIFT_SEEDS'] = str(n)  # read by each notebook's process
     session.stash[RUNS] = Runs(session)
+def pytest_collection_modifyitems(items): items.sort(key=lambda i: isinstance(i, NotebookItem))  # notebooks last: they run in the background from the start
+def pytest_runtestloop(session):
+    if not session.config.option.collectonly: session.stash[RUNS].start()
 def pytest_sessionfinish(session): session.stash[RUNS].close()
 
 @pytest.hookimpl(hookwrapper=True)
