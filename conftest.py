@@ -39,7 +39,7 @@ def pytest_collect_file(file_path, parent):
     if file_path.suffix == '.ipynb' and file_path.name[0] not in '_.': return NotebookFile.from_parent(parent, path=file_path)
 
 class NotebookFile(pytest.File):
-    "A notebook; `nbs/06_readers.ipynb` is both file and test."
+    "A notebook; `nbs/data/06_readers.ipynb` is both file and test."
     def collect(self):
         from fastcore.nbio import nb_frontmatter, read_nb
         item = NotebookItem.from_parent(self, name=self.path.stem)

@@ -8,8 +8,8 @@ settings.read('settings.ini', encoding='utf-8')
 cfg = settings['DEFAULT']
 
 setup(
-    packages=['rils_nb', 'rils_nb.columns', 'rils_nb.dense', 'rils_nb.evals', 'rils_nb.pretraining', 'rils_nb.transfer'],
-    package_data={'rils_nb': ['*.txt']},
+    packages=['rils_nb', *(f'rils_nb.{p}' for p in ('data', 'dense', 'evals', 'finetuning', 'methods', 'models', 'plots', 'recipes', 'training'))],
+    package_data={'rils_nb.data': ['*.txt']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},

@@ -39,13 +39,13 @@ def turn(n, way, peak):
     "Seconds of a step, and the bytes that it needs; on a CPU one of the two."
     import torch
     from timm.models import register_model
-    from rils_nb.columns.encoder import _columns
+    from rils_nb.models.columns import _columns
     from rils_nb.config import Config
     from rils_nb.core import hash_key
-    from rils_nb.methods import make
-    from rils_nb.model import SIZES, Size
-    from rils_nb.optim import optimizer_of
-    from rils_nb.processes import tune_cpu
+    from rils_nb.methods.base import make
+    from rils_nb.models.vit import SIZES, Size
+    from rils_nb.training.optim import optimizer_of
+    from rils_nb.training.processes import tune_cpu
     def rils_benchmarked(pretrained=False, **kwargs):
         return _columns('base', 'rils_benchmarked', pretrained, **dict(ups=n // 2, downs=n // 2, embed_dim=args.width, num_heads=args.width // 32, img_size=args.side, patch_size=args.patch) | kwargs)
     register_model(rils_benchmarked)
@@ -101,8 +101,8 @@ class Memory:
 def make_row(n, up, seed, gate):
     "A row of columns with disturbed weights; with one gate for all channels, if it is not None."
     import torch
-    from rils_nb.columns.unit import column
-    from rils_nb.model import init_like_mae
+    from rils_nb.models.unit import column
+    from rils_nb.models.vit import init_like_mae
     torch.manual_seed(seed)
     row = torch.nn.ModuleList(column(args.width, args.width // 32, up=up) for _ in range(n))
     init_like_mae(row)
@@ -113,7 +113,7 @@ def make_row(n, up, seed, gate):
 def gradients_of(row, bf16, stored, segment):
     "Gradients of the embedded image and of all weights."
     import torch
-    from rils_nb.columns import reversible
+    from rils_nb.models import reversible
     reversible.SEGMENT, levels = segment, len(row[0].levels)
     x = torch.randn(4, 17, args.width, generator=torch.Generator().manual_seed(0)).to(args.device).requires_grad_()
     with torch.autocast(args.device, torch.bfloat16, enabled=bf16): state = reversible.run_columns(row, [x] * levels, x, stored=stored)
@@ -121,7 +121,7 @@ def gradients_of(row, bf16, stored, segment):
 
 def compare_gradients():
     "A table of how far gradients are from those of plain storage."
-    from rils_nb.columns.unit import SEGMENT
+    from rils_nb.models.unit import SEGMENT
     apart = lambda a, b: max(((p - q).abs().max() / q.abs().max()).item() for p, q in zip(a, b, strict=True))
     print(f'{"":8} {f"every {SEGMENT}th column remembered":>36} {"the last column remembered":>36}')
     print(f'{"columns":>8}' + 2 * f' {"float32":>8} {"worst":>8} {"bf16":>9} {"worst":>8}')

@@ -9,11 +9,11 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from rils_nb.config import Config
 from rils_nb.core import hash_key
-from rils_nb.loader import loader
-from rils_nb.methods import make
-from rils_nb.model import SIZES
-from rils_nb.rils import RILS
-from rils_nb.starts import find_teacher
+from rils_nb.data.loader import loader
+from rils_nb.methods.base import make
+from rils_nb.models.vit import SIZES
+from rils_nb.methods.rils import RILS
+from rils_nb.training.starts import find_teacher
 
 def make_batch(
     n,    # images

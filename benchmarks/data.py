@@ -18,12 +18,12 @@ import psutil
 import torch
 import webdataset as wds
 from PIL import Image, ImageOps
-from rils_nb import tokens
-from rils_nb.loader import loader
-from rils_nb.packing import pack
-from rils_nb.readers import open_source
+from rils_nb.data import tokens
+from rils_nb.data.loader import loader
+from rils_nb.data.packing import pack
+from rils_nb.data.readers import open_source
 from rils_nb.config import Config
-from rils_nb.model import SIZES, ImageEncoder
+from rils_nb.models.vit import SIZES, ImageEncoder
 from sklearn.datasets import load_sample_images
 
 lacking = [] if importlib.util.find_spec('pandas') else ['pandas']  # open_clip_train imports it for tables, which are not read here

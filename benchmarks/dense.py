@@ -40,9 +40,9 @@ def step():
     import torch
     from rils_nb.config import Config
     from rils_nb.core import hash_key
-    from rils_nb.methods import make
-    from rils_nb.optim import optimizer_of
-    from rils_nb.processes import tune_cpu
+    from rils_nb.methods.base import make
+    from rils_nb.training.optim import optimizer_of
+    from rils_nb.training.processes import tune_cpu
     if args.device == 'cpu': tune_cpu(args.precision == 'bf16')
     torch.set_float32_matmul_precision('high')
     g = torch.Generator().manual_seed(0)

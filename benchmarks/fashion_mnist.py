@@ -19,13 +19,13 @@ import torch
 from rils_nb import evaluate, fit, load, recipe
 from rils_nb.core import command, read_jsonl, UserError, writing_folder
 from rils_nb.evals.low_shot import show_low_shot
-from rils_nb.harness import record, format_metric
-from rils_nb.methods import make
-from rils_nb.packing import pack
-from rils_nb.readers import Source
-from rils_nb.runs import save
-from rils_nb.samples import encode_png
-from rils_nb.viz import save_figure
+from rils_nb.evals.harness import record, format_metric
+from rils_nb.methods.base import make
+from rils_nb.data.packing import pack
+from rils_nb.data.readers import Source
+from rils_nb.training.runs import save
+from rils_nb.data.samples import encode_png
+from rils_nb.plots.viz import save_figure
 
 CLASSES = ['T-shirt', 'trousers', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot']  # 0 to 9
 FILES = dict(train='train', test='t10k')

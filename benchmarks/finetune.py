@@ -29,7 +29,7 @@ def theirs(side):
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
     from timm.loss import SoftTargetCrossEntropy
     from timm.optim import param_groups_layer_decay
-    from rils_nb.model import SIZES
+    from rils_nb.models.vit import SIZES
     model = timm.create_model(SIZES[args.size].timm, num_classes=args.classes, img_size=side, global_pool='avg', drop_path_rate=0.1).to(args.device).train()
     mean, std = (torch.tensor(v, device=args.device).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     mix, criterion = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=args.classes), SoftTargetCrossEntropy()
@@ -42,8 +42,8 @@ def theirs(side):
 def ours(side):
     "The method and its optimizer."
     from rils_nb.config import Config
-    from rils_nb.methods import make
-    from rils_nb.optim import optimizer_of
+    from rils_nb.methods.base import make
+    from rils_nb.training.optim import optimizer_of
     config = Config(method='finetune', opts=f'classes={args.classes}', size=args.size, image_size=side, batch=args.batch, lr=4e-4, weight_decay=0.05, beta2=0.999)
     method = make(config).to(args.device).train()
     return lambda batch: method(batch)['loss'], optimizer_of(method, config)
@@ -53,9 +53,9 @@ def turn(name):
     import torch
     from rils_nb.config import Config
     from rils_nb.core import hash_key
-    from rils_nb.model import SIZES
-    from rils_nb.processes import tune_cpu
-    from rils_nb.transfer.augment import mix_view
+    from rils_nb.models.vit import SIZES
+    from rils_nb.training.processes import tune_cpu
+    from rils_nb.finetuning.augment import mix_view
     if args.device == 'cpu' and name != 'timm': tune_cpu(args.precision == 'bf16')
     torch.manual_seed(0)
     torch.set_float32_matmul_precision('high')

@@ -17,10 +17,10 @@ def main():
     p.add_argument('--n', type=int, default=4000, help='scenes that the probes learn from (4000)')
     p.add_argument('--out', default='', help='picture (levels.png in the run folder)')
     args = p.parse_args()
-    from rils_nb.columns.levels import probe_levels, show_levels
-    from rils_nb.runs import load
-    from rils_nb.scenes import Scenes
-    from rils_nb.viz import save_figure
+    from rils_nb.evals.levels import probe_levels, show_levels
+    from rils_nb.training.runs import load
+    from rils_nb.data.scenes import Scenes
+    from rils_nb.plots.viz import save_figure
     model = load(args.run)
     found = probe_levels(model, *(Scenes(split, n=n, objects=1, size=model.image_size) for split, n in (('train', args.n), ('val', 2000))))
     for question, share in found.items():

@@ -7,7 +7,7 @@ import argparse, statistics, time
 
 import torch
 import torch.nn.functional as F
-from rils_nb.processes import tune_cpu
+from rils_nb.training.processes import tune_cpu
 from rils_nb.losses import language_reconstruction
 from torch.profiler import ProfilerActivity, profile
 

@@ -43,41 +43,41 @@ def write_coco(folder, images, annotations):
     (folder/'all.json').write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
 
 def opened(folder):
-    from rils_nb.readers import open_source
+    from rils_nb.data.readers import open_source
     return open_source(f'coco:{folder}/all.json')
 
 def detector(**kwargs):
     from rils_nb.config import Config
-    from rils_nb.methods import make
+    from rils_nb.methods.base import make
     return make(Config(method='detect', image_size=64, batch=4, opts='classes=3,pyramid=2:1,width=32,convs=1,fc=64,anchor_scale=4,score_threshold=0'), **kwargs)
 
 @case(photograph)
 def photograph_checked(folder):
-    from rils_nb.packing import check
+    from rils_nb.data.packing import check
     print(check(opened(folder))[0]['objects'], 'objects')
 
 @case(photograph)
 def photograph_trained_on(folder):
-    from rils_nb.loader import loader
+    from rils_nb.data.loader import loader
     m, source = detector(), opened(folder)
     print(f"loss {m(next(iter(loader(m.config, source, m.views))))['loss'].item():.2f}")
 
 @case(photograph)
 def photograph_evaluated(folder):
-    from rils_nb.harness import run_tasks
+    from rils_nb.evals.harness import run_tasks
     m, source = detector(), opened(folder)
     m.classes = source.object_names
     print(run_tasks(m, m.config, source, 'detection'))
 
 @case(photograph)
 def photograph_packed(folder):
-    from rils_nb.packing import pack
+    from rils_nb.data.packing import pack
     source = opened(folder)
     for resize in (0, 800): pack(source, folder/f'packed{resize}', resize=resize)
 
 @case(photograph)
 def photograph_shown(folder):
-    from rils_nb.viz import contact_sheet, save_figure
+    from rils_nb.plots.viz import contact_sheet, save_figure
     save_figure(contact_sheet(opened(folder)), str(folder/'sheet.png'))
 
 def claim(folder, side):
@@ -92,12 +92,12 @@ def claim(folder, side):
 
 @case(lambda folder: claim(folder, 20_000))
 def claim_of_20000(folder):
-    from rils_nb.packing import check
+    from rils_nb.data.packing import check
     print(*check(opened(folder))[1])
 
 @case(lambda folder: claim(folder, 9_000))
 def claim_of_9000(folder):
-    from rils_nb.packing import check
+    from rils_nb.data.packing import check
     print(*check(opened(folder))[1])
 
 # Label maps
@@ -122,8 +122,8 @@ def segmenter():
 
 def segmented(folder, **options):
     from rils_nb.config import Config
-    from rils_nb.harness import run_tasks
-    from rils_nb.readers import open_source
+    from rils_nb.evals.harness import run_tasks
+    from rils_nb.data.readers import open_source
     print(run_tasks(segmenter(), Config(batch=16, eval_samples=0), open_source(f'maps:{folder}/maps.csv,names=150'), 'semantic_segmentation', **options))
 
 @case(lambda folder: maps(folder, 2, 8000))
@@ -142,8 +142,8 @@ def many_maps(folder): segmented(folder)
 def large_maps_from_words(folder):
     import torch
     from rils_nb.config import Config
-    from rils_nb.harness import run_tasks
-    from rils_nb.readers import open_source
+    from rils_nb.evals.harness import run_tasks
+    from rils_nb.data.readers import open_source
     class Sees(torch.nn.Module):  # patches and words without a meaning
         image_size = 224
         def tokenize(self, texts): return torch.tensor([len(t) for t in texts])
@@ -163,8 +163,8 @@ def large_png(folder, mode, side):
     (folder/'a.txt').write_text('one colour')
 
 def picture_checked(folder):
-    from rils_nb.packing import check
-    from rils_nb.readers import open_source
+    from rils_nb.data.packing import check
+    from rils_nb.data.readers import open_source
     print(*check(open_source(f'{folder}/pictures'))[1])
 
 @case(lambda folder: large_png(folder, 'P', 10_000))
@@ -193,9 +193,9 @@ def neighbours_of_21841_classes(folder):
 
 def run(name, folder):
     "Measure one case in this process."
-    import torch, rils_nb.harness, rils_nb.packing, rils_nb.viz
-    from rils_nb.methods import import_methods
-    import_methods(), rils_nb.harness.import_tasks()
+    import torch, rils_nb.evals.harness, rils_nb.data.packing, rils_nb.plots.viz
+    from rils_nb.methods.base import import_methods
+    import_methods(), rils_nb.evals.harness.import_tasks()
     torch.set_num_threads(1)
     before, t = peak(), time.perf_counter()
     CASES[name][1](folder)

@@ -39,8 +39,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from contestants import from_open_clip, make_batch, make_ours, more_views
 from rils_nb.config import Config
-from rils_nb.model import SIZES, Size
-from rils_nb.optim import optimizer_of
+from rils_nb.models.vit import SIZES, Size
+from rils_nb.training.optim import optimizer_of
 
 SIDE = 96  # of the narrow encoders' images in pixels
 

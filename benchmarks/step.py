@@ -53,8 +53,8 @@ def turn(name):
     "Seconds of each counted step, peak memory, FLOPs of a step, FLOPs a second of a large matrix product."
     import torch
     from rils_nb.config import Config
-    from rils_nb.processes import tune_cpu
-    from rils_nb.optim import optimizer_of
+    from rils_nb.training.processes import tune_cpu
+    from rils_nb.training.optim import optimizer_of
     from torch.utils.flop_counter import FlopCounterMode
     from contestants import make_batch, more_views
     foreign = ' ' in name

@@ -62,11 +62,11 @@ def data():
     "The command `rils-data`."
     a = data_parser().parse_args()
     if a.what == 'pack': _check_pack(a)
-    from rils_nb import packing
-    from rils_nb.readers import open_source
+    from rils_nb.data import packing
+    from rils_nb.data.readers import open_source
     source = open_source(a.data, a.image_key, a.caption_key, a.label_key)
     if a.what == 'check' and a.show:
-        from rils_nb.viz import contact_sheet, save_figure
+        from rils_nb.plots.viz import contact_sheet, save_figure
         save_figure(contact_sheet(source), a.show)
     sys.exit(dict(pack=packing.pack_command, check=packing.check_command)[a.what](source, a))
 
@@ -147,15 +147,15 @@ def evaluate():
     if sys.argv[1:2] == ['picture']:
         a = vars(picture_parser().parse_args(sys.argv[2:]))
         if a.get('n', 1) < 1: raise UserError(f'--n must be 1 or more, given {a["n"]}')
-        from rils_nb.figures import picture_command
+        from rils_nb.plots.figures import picture_command
         return picture_command(a)
     if sys.argv[1:2] == ['report']:
         a = report_parser().parse_args(sys.argv[2:])
-        from rils_nb.report import report_command
+        from rils_nb.evals.report import report_command
         return report_command(a.results, a.out, a.paper)
     asked, own = parse_eval(sys.argv[1:])
     if 'suite' in asked: from rils_nb.evals.suite import suite_command as run
-    else: from rils_nb.harness import evaluate_command as run
+    else: from rils_nb.evals.harness import evaluate_command as run
     run(asked, own)
 
 # %% ../nbs/50_commands.ipynb #ab9cbd6f

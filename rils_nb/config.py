@@ -216,7 +216,7 @@ def register_recipe(f):  # a function that returns a Config
 
 def all_recipes():  # -> RECIPES, after all recipe modules are imported
     "Every recipe, by name."
-    for module in ('recipes', 'image_recipes', 'pair_recipes', 'tuning', 'dense_recipes'): importlib.import_module(f'rils_nb.{module}')
+    for module in ('pretraining', 'images', 'pairs', 'finetuning', 'dense'): importlib.import_module(f'rils_nb.recipes.{module}')
     return RECIPES
 
 # %% ../nbs/01_config.ipynb #24e68360

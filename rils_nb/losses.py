@@ -13,8 +13,8 @@ from functools import wraps
 
 import torch
 import torch.nn.functional as F
-from .processes import all_sum, gather, world
-from .weights import master
+from .training.processes import all_sum, gather, world
+from .models.weights import master
 
 # %% ../nbs/11_losses.ipynb #6203ebeb
 def in_float32(loss):  # a function of tensors

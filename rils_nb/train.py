@@ -22,23 +22,24 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from . import harness, pictures
+from .evals import harness
+from .plots import pictures
 from .core import UserError, blame_flag, command, suggest, warn, file_lock, read_jsonl, write_text, write_errors
-from .checkpoints import checkpoints_of
+from .training.checkpoints import checkpoints_of
 from .config import lower_is_better, parse, to_json
-from .processes import all_sum, local_errors, share_work, full_tensors, readable_collective_errors, from_main, same_everywhere, raise_together, world
-from .readers import open_source
-from .loader import loader
-from .methods import choose_compiled, complete_config, make, stacks
-from .optim import Average, BAD_STEPS, grad_size, lr_at, optimizer_of, is_unusable
-from .runs import (EMA, WEIGHTS, bad_kinds, check_whole, claim, load, note_bad, order_of, precision_of, read_tensors, restore,
+from .training.processes import all_sum, local_errors, share_work, full_tensors, readable_collective_errors, from_main, same_everywhere, raise_together, world
+from .data.readers import open_source
+from .data.loader import loader
+from .methods.base import choose_compiled, complete_config, make, stacks
+from .training.optim import Average, BAD_STEPS, grad_size, lr_at, optimizer_of, is_unusable
+from rils_nb.training.runs import (EMA, WEIGHTS, bad_kinds, check_whole, claim, load, note_bad, order_of, precision_of, read_tensors, restore,
     snapshot, tidy)
-from .saver import Saver, best_of
-from .starts import find_teacher, start_from
-from .machine import fresh_accelerator, limit_threads, start
-from .viz import curves
-from .stops import Stop
-from .progress import Progress, explain_longer, describe_run, count_steps
+from .training.saver import Saver, best_of
+from .training.starts import find_teacher, start_from
+from .training.machine import fresh_accelerator, limit_threads, start
+from .plots.viz import curves
+from .training.stops import Stop
+from .training.progress import Progress, explain_longer, describe_run, count_steps
 
 # %% ../nbs/33_train.ipynb #e9988c02
 def train(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rils_nb.datasets import BENCHMARKS
+from rils_nb.data.benchmarks import BENCHMARKS
 
 LAYOUTS = {}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from timm.models import register_model
 from rils_nb.config import from_json
-from rils_nb.model import SIZES, Size, _laptop_vit
+from rils_nb.models.vit import SIZES, Size, _laptop_vit
 from rils_nb.train import fit
 
 @register_model

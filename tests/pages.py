@@ -17,11 +17,12 @@ SECTIONS = {  # the site's groups of pages, in their order; a pair is a page and
     'Tutorials': ['tutorials/rils_from_scratch', 'tutorials/adapt_a_pretrained_model', 'tutorials/finetune_on_your_classes', 'tutorials/dense_transfer', 'tutorials/add_a_method'],
     'Guides': ['guides/data', 'explanations/multi_gpu', 'guides/memory_and_speed', 'guides/evaluate', 'guides/resume', 'guides/export', 'guides/troubleshooting', 'guides/migration'],
     'Reference': ['reference/command_line', 'reference/method_options', 'reference/recipes', 'reference/python_api', 'explanations/notation'],
-    'Results': ['explanations/results', 'explanations/methods', 'explanations/compared', 'explanations/paper_and_code', 'explanations/speed', 'explanations/reproduction_log']}
+    'Results': ['explanations/results', 'explanations/methods', 'explanations/compared', 'explanations/paper_and_code', 'explanations/tables', 'explanations/speed', 'explanations/reproduction_log']}
 CHANGELOG = 'https://github.com/rils-nb/rils_nb/blob/main/CHANGELOG.md'
-SOURCE = {'.': 'Core', 'pretraining': 'Methods', 'columns': 'Reversible columns', 'transfer': 'Fine-tuning and probing', 'dense': 'Detection and segmentation', 'evals': 'Evaluations'}  # folders
+SOURCE = {'.': 'Core', 'data': 'Data', 'models': 'Models', 'methods': 'Methods', 'training': 'Training', 'evals': 'Evaluations', 'finetuning': 'Fine-tuning and probing',
+          'dense': 'Detection and segmentation', 'recipes': 'Recipes', 'plots': 'Plots'}  # folders
 TITLES = {  # of pages that need their folder's name to be understood, or whose title another page has
-    '06a_order': 'Digest of the data', '12_methods': 'The Method contract', '17_viz': 'Plots', '18_pictures': 'The picture of a run', '51_recipes': 'Recipes of pre-training',
+    '06a_order': 'Digest of the data', '12_base': 'The Method contract', '17_viz': 'Plots', '18_pictures': 'The picture of a run', '51_pretraining': 'Recipes of pre-training',
     '23_scenes': 'Evaluation on scenes', '37_segmentation': 'Zero-shot segmentation', '38_semantic_segmentation': 'Semantic segmentation (mIoU)', '39_detection': 'Average precision',
     '74_wise': 'WiSE-FT', '82_segment': 'Segmenter', '83_rpn': 'Region proposals', '84a_annotations': 'Annotations of other tools', '86_vitdet': 'ViTDet backbone',
     '87_roi_heads': 'RoI heads', '88_detect': 'Detector', '94_levels': 'What each level keeps'}

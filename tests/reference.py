@@ -10,7 +10,10 @@ from fastcore.docments import docments
 from fastcore.nbio import read_nb
 
 import rils_nb
-from rils_nb import commands, config, harness, masking, methods, model
+from rils_nb import commands, config
+from rils_nb.evals import harness
+from rils_nb.methods import base as methods
+from rils_nb.models import masking, vit as model
 from rils_nb.config import Config
 
 NBS = Path(__file__).parent.parent/'nbs'
@@ -83,7 +86,7 @@ def command_line():
         ['`--method`', registered(sorted(methods.METHODS))], ['`--size`', registered(model.SIZES)], ['`--masking`', registered(masking.MASKINGS)],
         ['`--tasks`', registered(sorted(harness.EVALS)) + f'; by name only: {registered(sorted(by_name))}']])
         + '\n\nSizes that end in `-clip` or `-quickgelu` are those of CLIP\'s public weights and need `--init open_clip:...`; `RevColV2-*` have reversible columns in place of a ViT. '
-          '[Data](../guides/data.ipynb) says what `--data` reads, [what a run starts from](../28_starts.ipynb) what `--init` does.')
+          '[Data](../guides/data.ipynb) says what `--data` reads, [what a run starts from](../training/28_starts.ipynb) what `--init` does.')
     yield ('## rils-eval\n\n```bash\nrils-eval runs/shapes --tasks retrieval\nrils-eval open_clip:ViT-B-32/laion2b_s34b_b79k --tasks zeroshot --data photos/test\n```\n\n'
            + table(['argument', 'meaning'], [['`MODEL`', cell(flags(commands.eval_parser())[0][0].help)], *([f'`--{k}`', cell(v)] for k, v in commands.FLAGS.items())])
            + '\n\nOptions of single tasks:\n\n' + table(['flag', 'type', 'default', 'meaning', 'tasks'], own))

@@ -6,7 +6,7 @@ as long as its steps: notebooks look at them, these tests do not.
 from dataclasses import replace
 
 from rils_nb import train
-from rils_nb.model import SIZES
+from rils_nb.models.vit import SIZES
 
 SIZES['test'] = replace(SIZES['tiny'], text_width=32, text_heads=1)
 train.curves = lambda *_: None

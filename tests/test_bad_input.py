@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from rils_nb import commands
 from rils_nb.config import Config, recipe, to_json
 from rils_nb.core import write_text
-from rils_nb.methods import make
-from rils_nb.runs import save
+from rils_nb.methods.base import make
+from rils_nb.training.runs import save
 import small as _  # registers the size `test`, which one message names
 
 MAIN = {'rils-train': commands.train, 'rils-eval': commands.evaluate, 'rils-data': commands.data, 'rils-export': commands.export}

@@ -8,10 +8,10 @@ from small import light
 @pytest.mark.parametrize('backend, steps', [('eager', 14), pytest.param('inductor', 200, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_blocks_are_compiled_in_the_first_steps(backend, steps, monkeypatch):
     "At most three programs for a kind of block, none after step 10, with 0 to all images matched and captions of many lengths. `eager` makes programs and runs them as they are."
-    from rils_nb import blocks
+    from rils_nb.models import blocks
     from rils_nb.config import Config
-    from rils_nb.methods import METHODS, make
-    from rils_nb.rils import RILS
+    from rils_nb.methods.base import METHODS, make
+    from rils_nb.methods.rils import RILS
     from torch._dynamo.backends.registry import lookup_backend
     from torch._dynamo.utils import counters
     torch._dynamo.reset()
@@ -59,9 +59,9 @@ def test_blocks_are_compiled_in_the_first_steps(backend, steps, monkeypatch):
 @pytest.mark.parametrize('fields', [dict(opts='local_targets=true'), dict(masking='semantic')], ids=str)
 def test_what_overhears_a_block_hears_every_step_of_a_compiled_one(fields):
     from rils_nb.config import Config
-    from rils_nb.loader import loader
-    from rils_nb.methods import make
-    from rils_nb.scenes import Scenes
+    from rils_nb.data.loader import loader
+    from rils_nb.methods.base import make
+    from rils_nb.data.scenes import Scenes
     eager, compiled = make(Config(batch=8, **fields)), make(Config(batch=8, compile='true', **fields))
     for step, batch in zip(range(3), loader(Config(batch=8), Scenes(n=64), eager.views, steps=3)):
         losses = [m(batch)['loss'].item() for m in (eager, compiled)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rils_nb.loader import annotation_of
-from rils_nb.readers import open_source
+from rils_nb.data.loader import annotation_of
+from rils_nb.data.readers import open_source
 
 sys.path.append(str(Path(__file__).parent.parent/'benchmarks'))
 import cutouts

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from rils_nb.config import Config
 from rils_nb.core import Registry, UserError
-from rils_nb.samples import BadSample
-from rils_nb.readers import open_source
-from rils_nb.loader import loader
-from rils_nb.packing import check, pack
+from rils_nb.data.samples import BadSample
+from rils_nb.data.readers import open_source
+from rils_nb.data.loader import loader
+from rils_nb.data.packing import check, pack
 
 # What a picture looks like: four quarters of known colours, so that a turned one is seen
 

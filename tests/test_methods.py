@@ -1,5 +1,5 @@
 """What holds for every method, whoever adds it: a new one is found by its name in METHODS and by its recipe on the scenes, shapes_NAME."""
-import contextlib, gc, io, shutil
+import contextlib, gc, io, os, shutil, subprocess, sys
 from dataclasses import replace
 from functools import cache
 
@@ -9,14 +9,14 @@ from torch.testing import assert_close
 from rils_nb.config import from_json, recipe, to_json
 from rils_nb.core import UserError
 from rils_nb.exports import export
-from rils_nb.features import eval_mode
-from rils_nb.libraries import load_model
-from rils_nb.loader import loader
-from rils_nb.methods import METHODS, complete_config, import_methods, make
-from rils_nb.optim import optimizer_of
-from rils_nb.runs import WEIGHTS, load, newest_checkpoint, read_tensors, save
-from rils_nb.scenes import Scenes
-from rils_nb.starts import find_teacher
+from rils_nb.evals.features import eval_mode
+from rils_nb.evals.libraries import load_model
+from rils_nb.data.loader import loader
+from rils_nb.methods.base import METHODS, complete_config, import_methods, make
+from rils_nb.training.optim import optimizer_of
+from rils_nb.training.runs import WEIGHTS, load, newest_checkpoint, read_tensors, save
+from rils_nb.data.scenes import Scenes
+from rils_nb.training.starts import find_teacher
 from rils_nb.train import fit
 from small import light
 
@@ -132,3 +132,20 @@ def test_stopped_and_resumed_with_every_augmentation(teacher, tmp_path):
 def test_stopped_and_resumed_with_levels_computed_again(teacher, tmp_path):
     "Reversible columns."
     equal_when_resumed(replace(small('revcolv2', teacher), checkpointing=True), tmp_path)
+
+STRANGER = """from rils_nb.methods.base import METHODS
+from rils_nb.methods.rils import CLIP
+@METHODS.register('stranger')
+class Stranger(CLIP): pass
+"""
+
+@pytest.mark.parametrize('module, says', [(STRANGER, ''), ('import a_library_that_nobody_has', 'methods of the package stranger are left out')])
+def test_a_method_from_another_package(module, says, tmp_path):
+    "Found by its entry point; a package that cannot be imported costs one line and none of the other methods."
+    (tmp_path/'stranger.py').write_text(module)
+    (info := tmp_path/'stranger-0.1.dist-info').mkdir()
+    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: stranger\nVersion: 0.1\n')
+    (info/'entry_points.txt').write_text('[rils_nb.methods]\nstranger = stranger\n')
+    run = subprocess.run([sys.executable, '-m', 'rils_nb.train', '--method', 'clip' if says else 'stranger', *'--steps 1 --batch 8 --data scenes:n=16 --eval_data= --tasks= --out run'.split()],
+                         cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])})
+    assert run.returncode == 0 and says in run.stdout + run.stderr and 'Traceback' not in run.stderr, run.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from starting import ENV, nursery
 from rils_nb.core import read_jsonl
-from rils_nb.runs import WEIGHTS, newest_checkpoint, read_tensors
+from rils_nb.training.runs import WEIGHTS, newest_checkpoint, read_tensors
 from three_steps import OTHERS, RUNS, bf16_step, plain, three_steps
 
 def launch(args, log, timeout=900):

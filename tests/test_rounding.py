@@ -4,9 +4,9 @@ import copy
 import pytest
 import torch
 from rils_nb.config import Config
-from rils_nb.loader import loader
-from rils_nb.methods import make
-from rils_nb.scenes import Scenes
+from rils_nb.data.loader import loader
+from rils_nb.methods.base import make
+from rils_nb.data.scenes import Scenes
 
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'
 

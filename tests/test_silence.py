@@ -13,21 +13,22 @@ import torchvision.transforms.functional as TF
 from PIL import Image
 from accelerate.state import AcceleratorState
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from rils_nb import harness, loader as loading
+from rils_nb.data import loader as loading
+from rils_nb.evals import harness
 from rils_nb.config import Config
 from rils_nb.core import UserError, read_jsonl
-from rils_nb.readers import open_source
-from rils_nb.loader import loader
-from rils_nb.packing import pack
-from rils_nb.libraries import OpenCLIP, Timm, view_of
-from rils_nb.features import text_features
+from rils_nb.data.readers import open_source
+from rils_nb.data.loader import loader
+from rils_nb.data.packing import pack
+from rils_nb.evals.libraries import OpenCLIP, Timm, view_of
+from rils_nb.evals.features import text_features
 from rils_nb.evals.probe import probe
 from rils_nb.evals.retrieval import recall, retrieval
 from rils_nb.evals.zeroshot import accuracy, zeroshot
-from rils_nb.methods import METHODS, make
-from rils_nb.rils import RILS
-from rils_nb.runs import EMA, WEIGHTS, load, newest_checkpoint, read_tensors
-from rils_nb.scenes import Scenes
+from rils_nb.methods.base import METHODS, make
+from rils_nb.methods.rils import RILS
+from rils_nb.training.runs import EMA, WEIGHTS, load, newest_checkpoint, read_tensors
+from rils_nb.data.scenes import Scenes
 from rils_nb.train import fit
 
 SMALL = Config(image_size=16, batch=8, steps=6, log_every=1, save_every=1, keep=99, eps=0.01, precision='float32', data='scenes:n=64', eval_data='', tasks='')
@@ -230,8 +231,8 @@ def test_equal_scores_are_chance(label):
 
 ENDLESS = '''
 import resource, sys
-from rils_nb.samples import BadSample
-from rils_nb.readers import open_source
+from rils_nb.data.samples import BadSample
+from rils_nb.data.readers import open_source
 now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 2**31,) * 2)  # two gigabytes more
 source = open_source(sys.argv[1])
@@ -251,7 +252,7 @@ def test_files_without_an_end(tmp_path):
 
 SCAN = '''
 import os, sys, time
-from rils_nb import readers, shards
+from rils_nb.data import readers, shards
 scan = shards.scan
 def counted(path):
     with open(sys.argv[2], 'a') as f: print(path, file=f)
@@ -279,7 +280,7 @@ def test_a_table_takes_little_more_than_its_text(tmp_path):
 
 def test_an_old_run_keeps_its_order(tmp_path):
     "Checkpoints of before say nothing of the window, which was 20,000 samples then."
-    from rils_nb.runs import order_of
+    from rils_nb.training.runs import order_of
     config = replace(SMALL, out=str(tmp_path/'run'), steps=2)
     assert fit(config) == 0
     folder = newest_checkpoint(tmp_path/'run')
@@ -340,7 +341,7 @@ import importlib, pkgutil, rils_nb
 for m in pkgutil.walk_packages(rils_nb.__path__, 'rils_nb.'): importlib.import_module(m.name)
 from rils_nb import evaluate, fit, load, open_source
 from rils_nb.config import Config
-from rils_nb.packing import check, pack
+from rils_nb.data.packing import check, pack
 pack(open_source('scenes:n=24'), 's', per_shard=10)
 config = Config(image_size=16, batch=8, steps=3, precision='float32', data='s-*.tar', eval_data='', tasks='', out='run')
 assert fit(config) == 0
@@ -364,7 +365,7 @@ def test_a_grid_of_rates_is_chosen_on_something():
 
 def test_a_share_of_few_is_one():
     from rils_nb.dense.rpn import sample_anchors
-    from rils_nb.masking import semantic
+    from rils_nb.models.masking import semantic
     assert semantic(torch.tensor([7]), 16, 0.03, torch.ones(1, 16)).hidden.shape == (1, 1)
     assert len(sample_anchors(torch.ones(9), 1, 0.25, torch.tensor(7))[0]) == 1
 
@@ -376,7 +377,7 @@ def test_a_warm_up_of_less_than_a_step_is_said(tmp_path, capsys):
 
 @pytest.mark.parametrize('name', ['adamw', 'sgd', 'lars'])
 def test_a_skipped_first_step_leaves_no_memory(name):
-    from rils_nb.optim import OPTIMIZERS
+    from rils_nb.training.optim import OPTIMIZERS
     def weights(*found):
         p = torch.nn.Parameter(torch.ones(3, 3))
         optimizer = OPTIMIZERS[name]([dict(params=[p], decays=True, weight_decay=0., factor=1.)], Config(lr=0.1))
@@ -480,9 +481,9 @@ def test_ten_million_steps_are_more_than_one(tmp_path):
 
 def test_precision_stays_what_it_was(tmp_path, monkeypatch, capsys):
     config = replace(SMALL, method='mae', steps=1, precision='auto', out=str(tmp_path/'run'))
-    monkeypatch.setattr('rils_nb.machine.has_bf16', lambda: False)
+    monkeypatch.setattr('rils_nb.training.machine.has_bf16', lambda: False)
     assert fit(config) == 0
-    monkeypatch.setattr('rils_nb.machine.has_bf16', lambda: True)
+    monkeypatch.setattr('rils_nb.training.machine.has_bf16', lambda: True)
     assert fit(replace(config, steps=2, resume=True)) == 0
     said = capsys.readouterr()
     assert len(re.findall(r' on cpu with [0-9]+ threads?, float32;', said.out)) == 2 and 'goes on in float32, in which this run began' in said.err
@@ -499,12 +500,12 @@ def clip_folder(folder, quick=False, weights=True):
     return net
 
 def test_a_folder_without_weights_is_no_model(tmp_path):
-    from rils_nb.libraries import load_model
+    from rils_nb.evals.libraries import load_model
     clip_folder(tmp_path/'clip', weights=False)
     with pytest.raises(UserError, match='has no weights'): load_model(f'open_clip:local-dir:{tmp_path}/clip')
 
 def test_nor_is_a_hub_without_weights(tmp_path, monkeypatch):
-    from rils_nb.libraries import load_model
+    from rils_nb.evals.libraries import load_model
     clip_folder(tmp_path/'clip', weights=False)
     def fetch(model, filename=None, **kw):
         if filename: return str(tmp_path/'clip'/filename)
@@ -514,7 +515,7 @@ def test_nor_is_a_hub_without_weights(tmp_path, monkeypatch):
 
 def test_timm_leaves_no_layer_random(tmp_path):
     from safetensors.torch import save_file
-    from rils_nb.libraries import load_model
+    from rils_nb.evals.libraries import load_model
     config = dict(architecture='resnet10t', model_args=dict(num_classes=2), pretrained_cfg=dict(num_classes=3, classifier='fc', input_size=[3, 64, 64]))
     (tmp_path/'config.json').write_text(json.dumps(config))
     save_file({k: v for k, v in timm.create_model('resnet10t', num_classes=3).state_dict().items() if not k.startswith('layer4')}, tmp_path/'model.safetensors')
@@ -522,7 +523,7 @@ def test_timm_leaves_no_layer_random(tmp_path):
 
 def test_what_a_library_warns_of_is_said(tmp_path, capsys):
     import shutil
-    from rils_nb.libraries import load_model
+    from rils_nb.evals.libraries import load_model
     clip_folder(tmp_path/'clip')
     shutil.copy(tmp_path/'clip'/'open_clip_model.safetensors', tmp_path/'clip'/'a.safetensors')
     (tmp_path/'clip'/'open_clip_model.safetensors').rename(tmp_path/'clip'/'b.safetensors')
@@ -530,7 +531,7 @@ def test_what_a_library_warns_of_is_said(tmp_path, capsys):
     assert "Multiple checkpoints found" in capsys.readouterr().err
 
 def test_weights_are_built_as_they_were_trained(monkeypatch):
-    from rils_nb.libraries import open_open_clip
+    from rils_nb.evals.libraries import open_open_clip
     def built(**kwargs): raise RuntimeError(f'quick_gelu {kwargs.get("quick_gelu", False)}.')
     monkeypatch.setattr(open_clip.factory, 'download_pretrained', lambda cfg, **kw: 'weights.safetensors')
     for kind in ('CLIP', 'CustomTextCLIP', 'CoCa'): monkeypatch.setattr(open_clip.factory, kind, built)
@@ -553,8 +554,8 @@ def test_the_results_say_the_activation(tmp_path, monkeypatch):
     with torch.no_grad(): assert harness.load_model('open_clip:tiny-silence/quick').net.encode_image(x).equal(net.encode_image(x))
 
 def test_a_config_opens_no_connection(tmp_path, monkeypatch):
-    from rils_nb import libraries
-    from rils_nb.runs import save
+    from rils_nb.evals import libraries
+    from rils_nb.training.runs import save
     fetched = []
     monkeypatch.setitem(libraries.OPENERS, 'open_clip', lambda name: fetched.append(name) or make(Config(method='clip')).eval())
     stranger = make(Config(method='linear', data='scenes:n=64', opts='classes=64,keep_ratio=0.5,teacher=open_clip:hf-hub:stranger/clip'))
@@ -569,7 +570,7 @@ def test_a_config_opens_no_connection(tmp_path, monkeypatch):
     assert fetched == ['hf-hub:stranger/clip']
 
 def test_nor_does_a_folder_whose_config_names_a_hub(tmp_path, monkeypatch):
-    from rils_nb.libraries import load_model
+    from rils_nb.evals.libraries import load_model
     clip_folder(tmp_path)
     config = json.loads((tmp_path/'open_clip_config.json').read_text())
     config['model_cfg'] |= dict(custom_text=True, vision_cfg=dict(timm_model_name='hf-hub:stranger/vit', image_size=32))
@@ -585,7 +586,7 @@ def test_nor_does_a_folder_whose_config_names_a_hub(tmp_path, monkeypatch):
 def test_a_name_moves_no_cursor(tmp_path, capsys):
     import io, tarfile
     from rils_nb.core import command, warn
-    from rils_nb.packing import check_command
+    from rils_nb.data.packing import check_command
     name = 'cat\x1b[2K\rgood\ndamaged: none\u202e'
     with tarfile.open(tmp_path/'x.tar', 'w', format=tarfile.PAX_FORMAT) as t:
         for key, data in (('a.png', b'garbage'), ('a.txt', b'red'), (name + '.png', b'garbage'), (name + '.txt', b'red')):
@@ -603,8 +604,8 @@ def test_a_name_moves_no_cursor(tmp_path, capsys):
 
 def test_a_detectors_encoder_is_not_measured_as_another_network(tmp_path):
     from rils_nb.exports import export
-    from rils_nb.methods import complete_config
-    from rils_nb.runs import save
+    from rils_nb.methods.base import complete_config
+    from rils_nb.training.runs import save
     config = Config(method='detect', image_size=32, opts='window_size=2,pyramid=2:1,width=16,convs=1,fc=16,anchor_scale=2,rpn_samples=16,rpn_topk=16,roi_samples=16')
     save(make(complete_config(config, Scenes(n=64))), tmp_path)
     with pytest.raises(UserError, match='trained together with what stands beside it'): harness.evaluate(tmp_path, 'scenes:split=val,n=40', 'probe')
@@ -629,7 +630,7 @@ def follow(words):
 
 def test_the_wrong_doors_lead_somewhere(tmp_path, monkeypatch):
     from rils_nb.exports import export
-    from rils_nb.libraries import load_model
+    from rils_nb.evals.libraries import load_model
     monkeypatch.chdir(tmp_path)
     def said(path):
         with pytest.raises(UserError) as e: load_model(path)
@@ -657,7 +658,7 @@ def test_the_wrong_doors_lead_somewhere(tmp_path, monkeypatch):
 
 def test_a_clip_of_transformers_is_rewritten(tmp_path):
     from rils_nb.exports import export
-    from rils_nb.libraries import load_model
+    from rils_nb.evals.libraries import load_model
     draw = lambda *shape: torch.randn(*shape) / 8
     tensors = {'logit_scale': draw(1)[0], 'text_projection.weight': draw(16, 64), 'visual_projection.weight': draw(16, 64), 'vision_model.embeddings.class_embedding': draw(64),
                'vision_model.embeddings.patch_embedding.weight': draw(64, 3, 16, 16), 'vision_model.embeddings.position_embedding.weight': draw(5, 64),
@@ -698,7 +699,7 @@ def pictures(root, *names):
     return str(root)
 
 def checked(data, **columns):
-    from rils_nb.packing import check
+    from rils_nb.data.packing import check
     return check(open_source(str(data), **columns))
 
 def test_links_to_folders_are_followed(tmp_path):
@@ -778,7 +779,7 @@ def test_public_packs_bring_names_and_prompts(tmp_path):
 
 @pytest.mark.parametrize('odd', ['a\rb', 'two\nlines', '', 'B\udce4r'])
 def test_names_survive_their_file(tmp_path, odd):
-    from rils_nb.runs import names_in, write_names
+    from rils_nb.training.runs import names_in, write_names
     write_names([odd, 'cat', odd + 'x', odd], tmp_path)
     assert names_in(tmp_path) == [odd, 'cat', odd + 'x', odd]
 
@@ -838,14 +839,14 @@ def test_only_the_default_field_has_a_substitute(tmp_path):
     with pytest.raises(UserError, match='no .json has `lnog`.*it has caption, long'): open_source(str(tmp_path/'0.tar'), caption_key='lnog')
 
 def test_what_shows_nothing_is_no_caption(tmp_path):
-    from rils_nb.samples import BadSample
+    from rils_nb.data.samples import BadSample
     _noise_png(tmp_path/'0.png')
     for nothing in ('\u200b\u200d', '\u00a0\u00ad', '\ufe0f', '&nbsp;'):
         (tmp_path/'0.txt').write_text(nothing, encoding='utf-8')
         with pytest.raises(BadSample, match='empty'): _captions_of(tmp_path)
 
 def test_check_says_what_is_cut_and_what_was_folded(tmp_path):
-    from rils_nb.packing import check
+    from rils_nb.data.packing import check
     _noise_png(tmp_path/'0.png'), _noise_png(tmp_path/'1.png')
     (tmp_path/'t.csv').write_text('image,caption\n0.png,' + 'red ' * 76 + '\n0.png,' + 'red ' * 75 + '\n1.png,x\n')
     figures, bad = check(open_source(str(tmp_path/'t.csv')))
@@ -891,8 +892,8 @@ def test_captions_in_the_format_of_coco(tmp_path):
     with pytest.raises(UserError, match='give captions:FILE'): open_source(str(tmp_path/'c.json'))
 def test_gradients_of_sixteen_columns():
     "All gates at their bound, where a column loses two binary digits: going back sixteen columns from the last one's levels, nothing is right."
-    from rils_nb.columns.reversible import run_columns
-    from rils_nb.columns.unit import column
+    from rils_nb.models.reversible import run_columns
+    from rils_nb.models.unit import column
     torch.manual_seed(0)
     row, x, grads = torch.nn.ModuleList(column(32, 1) for _ in range(16)), torch.randn(2, 5, 32), []
     for level in (level for c in row for level in c.levels): level.gate.data.fill_(9.)
@@ -918,7 +919,7 @@ SQUARE = dict(image_id=0, category_id=1, bbox=[4, 4, 20, 20], iscrowd=0, segment
     (dict(segmentation=[[4, 4, 24, 4, float('nan'), 24]]), 'no numbers'), (dict(segmentation=[[4, 4, 24, 4, 14, 4]]), 'without a pixel'), (dict(bbox=[.1, .1, .5, .5], segmentation=[]), 'smaller than a pixel'),
     (dict(bbox=[50, 4, 9, 9], segmentation=None), 'outside of the image'), (dict(iscrowd='maybe'), 'neither 0 nor 1'), (dict(category_id=7), 'of no known category')])
 def test_what_cannot_be_read_is_damage(tmp_path, capsys, change, words):
-    from rils_nb.packing import check_command
+    from rils_nb.data.packing import check_command
     code = check_command(open_source(coco_file(tmp_path, [SQUARE, SQUARE | dict(image_id=1, segmentation=[SQUARE['segmentation'][0]]) | change])), None)
     assert code == 1 and words in capsys.readouterr().out
 
@@ -935,7 +936,7 @@ def test_corners_in_place_of_sides_are_refused(tmp_path):
     with pytest.raises(UserError, match='two corners'): open_source(coco_file(tmp_path, boxes))
 
 def test_detect_needs_objects(tmp_path):
-    from rils_nb.methods import complete_config
+    from rils_nb.methods.base import complete_config
     for wrong in (dict(iscrowd=1), dict(bbox=[90, 4, 5, 5]), dict(category_id=9)):
         with pytest.raises(UserError, match='no image of the data shows an object'):
             complete_config(Config(method='detect', opts='masks=false'), open_source(coco_file(tmp_path, [SQUARE | dict(segmentation=None) | wrong])))
@@ -960,7 +961,7 @@ def test_one_outline_costs_no_object(tmp_path):
 @pytest.mark.parametrize('change', [dict(images=[dict(id=0, file_name='0.png', height=1e10, width=40), dict(id=1, file_name='1.png', height=40, width=40)]), dict(images=[dict(id=[0], file_name='0.png', height=40, width=40), dict(id=1, file_name='1.png', height=40, width=40)]),
     dict(annotations=[SQUARE | dict(segmentation=dict(size=None, counts=[1600]))]), dict(annotations=[SQUARE | dict(image_id=[1])]), dict(annotations=[SQUARE | dict(category_id=[1])]), dict(annotations=[SQUARE, None])])
 def test_one_malformed_value(tmp_path, capsys, change):
-    from rils_nb.packing import check_command
+    from rils_nb.data.packing import check_command
     assert check_command(open_source(coco_file(tmp_path, **dict(annotations=[SQUARE]) | change)), None) == 1
 
 def test_a_map_of_another_size_is_left_out():
@@ -971,8 +972,8 @@ def test_a_map_of_another_size_is_left_out():
 
 def test_outlines_take_the_memory_of_their_runs(tmp_path):
     "What a file claims costs nothing before it is compared with the picture: less than the pixels of one mask."
-    from rils_nb.loader import annotation_of
-    from rils_nb.samples import BadSample
+    from rils_nb.data.loader import annotation_of
+    from rils_nb.data.samples import BadSample
     outline = [[10, 10, 2990, 10, 2990, 2990]]
     source = open_source(coco_file(tmp_path, [SQUARE | dict(bbox=[10, 10, 2980, 2980], segmentation=outline)] * 9, images=[dict(id=0, file_name='0.png', height=3000, width=3000)]))
     image = source.read(0)['image']
@@ -992,14 +993,14 @@ def test_anchors_stand_at_multiples_of_the_stride():
     assert {*((anchors[:, 0] + anchors[:, 2]) / 2).round().int().tolist()} == {0, 16, 32}
 
 def test_a_nan_is_not_kept():
-    from rils_nb.transfer.linear import Standardise
+    from rils_nb.finetuning.linear import Standardise
     norm = Standardise(3)
     norm(torch.full((4, 3), torch.nan)), norm(torch.randn(4, 3))
     assert norm.mean.isfinite().all() and norm.var.isfinite().all()
 
 def test_numbers_are_finite():
     "Every option of every method whose default is a number, or several."
-    from rils_nb.methods import METHODS, import_methods, method_options
+    from rils_nb.methods.base import METHODS, import_methods, method_options
     import_methods()
     wrong = [f'{m} {k}={v}' for m, cls in METHODS.items() for k, default in method_options(cls).items() if isinstance(default, float) or k in ('scale_range', 'lr_factors')
              for v in ('nan', 'inf') if not _refuses(k, f'0.1:{v}' if default == '0.1:2' else v, method_options(cls))]
@@ -1008,7 +1009,7 @@ def test_numbers_are_finite():
 def test_renamed_options():
     "A former name of an option is refused with the name that the method at hand has for it."
     from rils_nb.config import RENAMED, parse_opts
-    from rils_nb.methods import METHODS, import_methods, method_options
+    from rils_nb.methods.base import METHODS, import_methods, method_options
     import_methods()
     seen = set()
     for cls in METHODS.values():
@@ -1088,7 +1089,7 @@ def test_a_compressed_shard_says_how_to_unpack_it(tmp_path, name):
     with pytest.raises(UserError, match=f'is compressed by gzip.*: unpack it, gunzip -c {path} > '): open_source(path)
 
 def _decoded(data):
-    from rils_nb.samples import decode_image
+    from rils_nb.data.samples import decode_image
     return decode_image(data)
 
 def test_one_nan_costs_one_pixel():
@@ -1121,7 +1122,7 @@ def test_a_broken_note_loses_no_picture(what):
 
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
 def test_a_jpeg_without_its_end_marker_is_complete(mode):
-    from rils_nb.samples import BadSample
+    from rils_nb.data.samples import BadSample
     for kw in ({}, dict(progressive=True)):
         jpeg = _file(_blocks().convert(mode), 'JPEG', **kw)
         assert torch.equal(_decoded(jpeg[:-2]), _decoded(jpeg))
@@ -1129,7 +1130,7 @@ def test_a_jpeg_without_its_end_marker_is_complete(mode):
             with pytest.raises(BadSample): _decoded(jpeg[:-cut])
 
 def test_check_counts_pictures_of_one_colour(tmp_path):
-    from rils_nb.packing import check
+    from rils_nb.data.packing import check
     for i in range(6):
         (_blocks(i) if i < 2 else Image.new('RGB', (48, 40), (i, 200, 200))).save(tmp_path/f'{i}.png')
         (tmp_path/f'{i}.txt').write_text('x')
@@ -1164,7 +1165,7 @@ def test_listed_keeps_boxes_and_names(tmp_path):
     assert (listed.federated, listed.object_frequency, listed.searched_classes(0)) == (True, ['r', 'f'], coco.searched_classes(1))
 
 def test_what_a_source_knows_comes_through_every_wrapper_and_the_pack(tmp_path):
-    from rils_nb.readers import Source
+    from rils_nb.data.readers import Source
     import rils_nb.evals.low_shot, rils_nb.evals.suite
     knowledge = [k for k, v in vars(Source).items() if k[0] != '_' and not callable(v) and not hasattr(v, '__get__')]
     travels = {'classes', 'templates', 'semantic_names', 'object_names', 'object_frequency', 'object_images', 'federated'}
@@ -1182,9 +1183,9 @@ def test_what_a_source_knows_comes_through_every_wrapper_and_the_pack(tmp_path):
         for i, j in ((0, 3), (1, 1)):
             for k, v in source.annotation(j).items():
                 if torch.is_tensor(v): assert torch.equal(some.annotation(i)[k], v) and torch.equal(packed.annotation(j)[k], v), k
-    from rils_nb.sources import Wrapper
+    from rils_nb.data.sources import Wrapper
     below = lambda c: [s for d in c.__subclasses__() for s in (d, *below(d))]
-    from rils_nb.mixed import Labels  # makes captions of classes, and has no classes itself
+    from rils_nb.data.mixed import Labels  # makes captions of classes, and has no classes itself
     assert {c for c in below(Source) if 'source' in c.__init__.__code__.co_varnames and not issubclass(c, Wrapper)} == {Labels}
     for wrapper in (Wrapper, *below(Wrapper)):
         w = object.__new__(wrapper)
@@ -1193,7 +1194,7 @@ def test_what_a_source_knows_comes_through_every_wrapper_and_the_pack(tmp_path):
 
 def test_small_files_of_large_pictures_are_refused_by_their_head(monkeypatch):
     from PIL import ImageFile
-    from rils_nb.samples import BadSample
+    from rils_nb.data.samples import BadSample
     files = [_file(Image.new('P', (10_000, 10_000)), bits=1), _file(Image.fromarray(np.full((8000, 8000), 4000, np.uint16)))]
     monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda self: pytest.fail(f'{self.size} pixels of {self.mode} are decoded'))
     for data in files:

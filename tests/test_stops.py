@@ -11,12 +11,12 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from rils_nb.core import read_jsonl, verify_checksums
-from rils_nb.harness import evaluate
-from rils_nb.readers import open_source
-from rils_nb.packing import pack
+from rils_nb.evals.harness import evaluate
+from rils_nb.data.readers import open_source
+from rils_nb.data.packing import pack
 from rils_nb.config import Config
-from rils_nb.methods import make
-from rils_nb.runs import EMA, WEIGHTS, load, newest_checkpoint, read_tensors, save
+from rils_nb.methods.base import make
+from rils_nb.training.runs import EMA, WEIGHTS, load, newest_checkpoint, read_tensors, save
 from rils_nb.train import fit
 import two_stops
 from starting import ENV, nursery

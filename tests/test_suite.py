@@ -9,10 +9,10 @@ from layouts import LAYOUTS, grey, png, write
 from rils_nb import commands
 from rils_nb.config import Config
 from rils_nb.core import UserError, read_jsonl
-from rils_nb.datasets import BENCHMARKS
+from rils_nb.data.benchmarks import BENCHMARKS
 from rils_nb.evals.suite import PAPER, SUITES, Prepared
-from rils_nb.methods import make
-from rils_nb.runs import save
+from rils_nb.methods.base import make
+from rils_nb.training.runs import save
 
 IMAGES = dict(caltech101=204, fer2013=14, eurosat=20)  # others: one of each class
 
@@ -116,4 +116,4 @@ def test_scipy_is_asked_for_by_its_name(tmp_path, monkeypatch):
 
 def test_the_names_travel_with_the_package(tmp_path):
     out = subprocess.run([sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(tmp_path)], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    assert (tmp_path/'rils_nb'/'classes.txt').exists(), out.stderr
+    assert (tmp_path/'rils_nb'/'data'/'classes.txt').exists(), out.stderr

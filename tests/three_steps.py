@@ -7,13 +7,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from rils_nb.config import Config, recipe
 from rils_nb.core import hash_key
-from rils_nb.loader import loader
-from rils_nb.processes import full_tensors, world
-from rils_nb.methods import METHODS, complete_config, import_methods, make
-from rils_nb.passes import TwoPasses
-from rils_nb.rils import RILS
-from rils_nb.scenes import Scenes
-from rils_nb.optim import optimizer_of
+from rils_nb.data.loader import loader
+from rils_nb.training.processes import full_tensors, world
+from rils_nb.methods.base import METHODS, complete_config, import_methods, make
+from rils_nb.models.passes import TwoPasses
+from rils_nb.methods.rils import RILS
+from rils_nb.data.scenes import Scenes
+from rils_nb.training.optim import optimizer_of
 from small import light
 
 PIXELS = 'decoder_width=64,decoder_depth=2,decoder_heads=4'

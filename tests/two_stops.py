@@ -12,13 +12,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from rils_nb import harness, machine, train
+from rils_nb import train
+from rils_nb.evals import harness
+from rils_nb.training import machine
 from rils_nb.config import Config
 from rils_nb.core import Registry, UserError, write_text
-from rils_nb.features import features
-from rils_nb.processes import map_sharded, world
-from rils_nb.methods import METHODS
-from rils_nb.rils import MAE
+from rils_nb.evals.features import features
+from rils_nb.training.processes import map_sharded, world
+from rils_nb.methods.base import METHODS
+from rils_nb.methods.rils import MAE
 
 BASE = Config(method='told', opts='decoder_width=32,decoder_depth=1,decoder_heads=2', data='scenes:n=64', eval_data='', tasks='', batch=16, steps=9,
               eps=0.01, precision='float32', save_every=4, keep=9, log_every=1, processes=2, ema=0.9)

@@ -13,7 +13,7 @@ import math, re
 
 import hotcoco
 import numpy as np
-from ..rle import encode_masks, encode_polygons, is_complete, read_run_lengths, RLEMasks
+from ..data.rle import encode_masks, encode_polygons, is_complete, read_run_lengths, RLEMasks
 
 # %% ../../nbs/dense/84a_annotations.ipynb #98251d5a
 def read_number(v):  # what JSON holds -> float, or None

@@ -19,14 +19,14 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from .annotations import are_corners, is_damage, read_box, read_id, read_number, read_object, _find
-from ..rle import RLEMasks, encode_polygons
-from ..samples import FORMATS, MAX_PIXELS
+from ..data.rle import RLEMasks, encode_polygons
+from ..data.samples import FORMATS, MAX_PIXELS
 from ..config import parse_opts
 from ..core import UserError, hash_key, keyed_uniform, warn, write_text
-from ..readers import READERS
-from ..samples import BadSample, read_bytes
-from ..sources import Source
-from ..tables import _Rows
+from ..data.readers import READERS
+from ..data.samples import BadSample, read_bytes
+from ..data.sources import Source
+from ..data.tables import _Rows
 
 # %% ../../nbs/dense/85_coco.ipynb #78deeb51
 OTHERS = dict(caption='its annotations are captions', segments_info='its annotations are panoptic maps')  # other kinds of files, by a key of their annotations

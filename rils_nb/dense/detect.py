@@ -16,15 +16,15 @@ import torch
 from fastcore.basics import patch
 from ..config import check_range, parse_opts, _at_least_0, _below_1, _positive
 from ..core import UserError
-from ..features import eval_mode
-from ..loader import _picture, annotation_of
+from ..evals.features import eval_mode
+from ..data.loader import _picture, annotation_of
 from ..losses import global_mean
-from ..methods import METHODS, method_options
-from ..pictures import picture
-from ..samples import BadSample, unit_pixels
-from ..transfer.finetune import add_drop_path, layer_rates, draw_drop_paths
-from ..transfer.labelled import Labelled
-from ..viz import show_objects, use_style
+from ..methods.base import METHODS, method_options
+from ..plots.pictures import picture
+from ..data.samples import BadSample, unit_pixels
+from ..finetuning.finetune import add_drop_path, layer_rates, draw_drop_paths
+from ..finetuning.labelled import Labelled
+from ..plots.viz import show_objects, use_style
 from .lsj import crop_or_pad, lsj_view, mean_colour, objects_of, resize_objects
 from .rpn import RPN, rpn_losses
 from .roi_heads import RoIHeads, detect_objects, paste_masks, roi_losses

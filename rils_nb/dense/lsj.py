@@ -12,9 +12,9 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torchvision.ops import clip_boxes_to_image, masks_to_boxes
 from ..core import UserError, hash_key, keyed_uniform
-from ..model import SIZES
-from ..rle import RLEMasks, encode_masks
-from ..samples import MAX_PIXELS, BadSample
+from ..models.vit import SIZES
+from ..data.rle import RLEMasks, encode_masks
+from ..data.samples import MAX_PIXELS, BadSample
 
 # %% ../../nbs/dense/79_lsj.ipynb #749389b7
 def objects_of(annotation):  # dict of a source -> boxes (k,4), labels (k,), masks (k,H,W) or None, outlined (k,) bool or None

@@ -19,14 +19,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from ..config import parse_opts
 from ..core import UserError, suggest, warn
-from ..datasets import shipped_classes
-from ..loader import IGNORED
-from ..folders import _folder, _images
-from ..readers import READERS, Shards
-from ..samples import FORMATS, MAX_PIXELS, BadSample, read_bytes
-from ..labels import class_names, load_names
-from ..sources import Source
-from ..tables import Manifest
+from ..data.benchmarks import shipped_classes
+from ..data.loader import IGNORED
+from ..data.folders import _folder, _images
+from ..data.readers import READERS, Shards
+from ..data.samples import FORMATS, MAX_PIXELS, BadSample, read_bytes
+from ..data.labels import class_names, load_names
+from ..data.sources import Source
+from ..data.tables import Manifest
 
 # %% ../../nbs/dense/80_maps.ipynb #5fa0b925
 def _numbers(data):  # bytes of an image file -> (H,W) array of whole numbers; its palette, or None

@@ -15,12 +15,12 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..config import parse_opts
 from ..core import UserError
-from ..labels import load_names
+from ..data.labels import load_names
 from .coco import SEARCHED, objects_as_tensors
-from ..readers import READERS, Shards, shard_paths
+from ..data.readers import READERS, Shards, shard_paths
 from .maps import MapShards
 from .annotations import is_damage, read_object
-from ..samples import MAX_PIXELS, BadSample
+from ..data.samples import MAX_PIXELS, BadSample
 
 # %% ../../nbs/dense/89_objects.ipynb #9ef5a9bd
 class ObjectShards(Shards):

@@ -19,7 +19,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
-from ..rle import RLEMasks, encode_window
+from ..data.rle import RLEMasks, encode_window
 from .federated import draw_classes, class_losses
 from .rpn import to_float32, sample_anchors
 from .vitdet import _norm

@@ -20,17 +20,17 @@ from torch import nn
 from ..config import check_range, parse_opts, _at_least_0, _below_1, _positive, _share
 from ..core import UserError, hash_key, keyed_uniform
 from ..evals.semantic_segmentation import predict_maps
-from ..features import subset
-from ..harness import NEEDS
-from ..loader import IGNORED, annotation_of
+from ..evals.features import subset
+from ..evals.harness import NEEDS
+from ..data.loader import IGNORED, annotation_of
 from ..losses import global_mean
-from ..methods import METHODS, method_options
-from ..model import SIZES, ImageEncoder
-from ..pictures import picture
-from ..samples import MAX_PIXELS, BadSample
-from ..transfer.finetune import add_drop_path, layer_rates, draw_drop_paths
-from ..transfer.labelled import Labelled
-from ..viz import show_segmentation
+from ..methods.base import METHODS, method_options
+from ..models.vit import SIZES, ImageEncoder
+from ..plots.pictures import picture
+from ..data.samples import MAX_PIXELS, BadSample
+from ..finetuning.finetune import add_drop_path, layer_rates, draw_drop_paths
+from ..finetuning.labelled import Labelled
+from ..plots.viz import show_segmentation
 from .upernet import FCNHead, Scales, UPerHead, blocks_of, pixel_losses, resize_map
 
 # %% ../../nbs/dense/82_segment.ipynb #17317ed1

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..core import Registry, keyed_uniform
-from ..loader import IGNORED
+from ..data.loader import IGNORED
 from ..losses import in_float32
-from ..processes import all_reduce_with_grad, world
+from ..training.processes import all_reduce_with_grad, world
 
 # %% ../../nbs/dense/81_upernet.ipynb #62b4a879
 class MapBatchNorm(nn.BatchNorm2d):

@@ -16,7 +16,7 @@ from timm.models.vision_transformer_sam import get_decomposed_rel_pos_bias, wind
 from fastcore.basics import patch
 from torch import nn
 from ..core import UserError
-from ..model import ImageEncoder
+from ..models.vit import ImageEncoder
 
 # %% ../../nbs/dense/86_vitdet.ipynb #781100fd
 class GridBlock(Block):

@@ -11,8 +11,8 @@ __all__ = ['unknown_classes', 'translate', 'shared_classes', 'classification']
 import torch
 from ..core import UserError
 from .zeroshot import accuracy
-from ..features import features, use_view
-from ..harness import NEEDS, task
+from .features import features, use_view
+from .harness import NEEDS, task
 
 # %% ../../nbs/evals/35_classification.ipynb #563a4c5e
 def _names(x): return [str(c) for c in getattr(x, 'classes', None) or []]

@@ -15,14 +15,14 @@ from types import SimpleNamespace
 import hotcoco
 import torch
 from torch.utils.data import DataLoader, Dataset
-from ..rle import encode_masks
+from ..data.rle import encode_masks
 from ..core import UserError, progress_bar
 from .classification import unknown_classes, translate
-from ..features import subset
-from ..harness import NEEDS, task
-from ..loader import annotation_of, worker_options
-from ..processes import map_sharded, own_parts
-from ..samples import BadSample
+from .features import subset
+from .harness import NEEDS, task
+from ..data.loader import annotation_of, worker_options
+from ..training.processes import map_sharded, own_parts
+from ..data.samples import BadSample
 
 # %% ../../nbs/evals/39_detection.ipynb #b4412401
 def as_coco(

@@ -16,12 +16,12 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from ..core import UserError, hash_key, keyed_uniform, write_text, printable
-from ..readers import READERS, open_source
-from ..samples import BadSample
-from ..sources import Wrapper
-from ..features import device_of, features, require_finite, use_view
-from ..viz import use_style
-from ..harness import task, expected_accuracy
+from ..data.readers import READERS, open_source
+from ..data.samples import BadSample
+from ..data.sources import Wrapper
+from .features import device_of, features, require_finite, use_view
+from ..plots.viz import use_style
+from .harness import task, expected_accuracy
 from .probe import backbone, fit_linear, split_halves, training_data
 
 # %% ../../nbs/evals/27_low_shot.ipynb #25b94b32

@@ -10,7 +10,7 @@ __all__ = ['confusion', 'split_by_pixels', 'per_class_iou', 'chance_counts', 'se
 # %% ../../nbs/evals/36_miou.ipynb #b1859829
 import torch
 from ..core import UserError
-from ..loader import IGNORED
+from ..data.loader import IGNORED
 
 # %% ../../nbs/evals/36_miou.ipynb #639bbc70
 def confusion(

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ..core import UserError, keyed_uniform
-from ..readers import open_source
-from ..features import device_of, features, require_finite, make_once, use_view
-from ..harness import task
+from ..data.readers import open_source
+from .features import device_of, features, require_finite, make_once, use_view
+from .harness import task
 
 # %% ../../nbs/evals/22_probe.ipynb #a9867568
 @dataclass(frozen=True)

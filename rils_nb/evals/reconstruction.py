@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from ..features import device_of, eval_mode
-from ..harness import NEEDS, task
-from ..loader import loader
+from .features import device_of, eval_mode
+from .harness import NEEDS, task
+from ..data.loader import loader
 from ..losses import language_kl
-from ..masking import Mask
-from ..processes import map_sharded
+from ..models.masking import Mask
+from ..training.processes import map_sharded
 
 # %% ../../nbs/evals/24_reconstruction.ipynb #3766b9f3
 def divergences(

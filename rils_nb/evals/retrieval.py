@@ -11,8 +11,8 @@ __all__ = ['recall', 'group', 'retrieval']
 import torch
 import torch.nn.functional as F
 from ..core import UserError
-from ..features import features, require_finite, text_features
-from ..harness import expected_recall_at_k, task
+from .features import features, require_finite, text_features
+from .harness import expected_recall_at_k, task
 
 # %% ../../nbs/evals/21_retrieval.ipynb #138e3fdd
 def _ranks(s, right):  # (q,T) scores, q lists of correct candidates -> (q,) above the best correct one, (q,) with its score, (q,) correct ones of these

@@ -12,11 +12,11 @@ __all__ = ['WORDINGS', 'QUESTIONS', 'UNSEEN', 'CHANCE', 'pair_classifier', 'pair
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..features import features, patch_features, text_features
-from ..harness import task, expected_accuracy
-from ..processes import map_sharded
+from .features import features, patch_features, text_features
+from .harness import task, expected_accuracy
+from ..training.processes import map_sharded
 from .zeroshot import zeroshot_classifier
-from ..scenes import BACKGROUNDS, COLOURS, PAIRS, RELATIONS, SHAPES, SIZES, TEXTURES, Scenes
+from ..data.scenes import BACKGROUNDS, COLOURS, PAIRS, RELATIONS, SHAPES, SIZES, TEXTURES, Scenes
 
 # %% ../../nbs/evals/23_scenes.ipynb #2527aca9
 WORDINGS = ('{}', 'a picture of {}', 'an image that shows {}', '{} in the middle')

@@ -19,20 +19,20 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from ..core import UserError, progress_bar
-from ..processes import map_sharded, world
-from ..scenes import BACKGROUNDS, COLOURS, SHAPES, Scenes, _a
-from ..samples import BadSample
-from ..readers import READERS, open_source
-from ..libraries import name_of
-from ..features import device_of, average_over_shifts, subset, token_features
-from ..viz import save_figure, show_segmentation
-from ..pictures import shows_much
-from ..harness import task
-from ..labels import prompt_names
-from ..loader import annotation_of
+from ..training.processes import map_sharded, world
+from ..data.scenes import BACKGROUNDS, COLOURS, SHAPES, Scenes, _a
+from ..data.samples import BadSample
+from ..data.readers import READERS, open_source
+from .libraries import name_of
+from .features import device_of, average_over_shifts, subset, token_features
+from ..plots.viz import save_figure, show_segmentation
+from ..plots.pictures import shows_much
+from .harness import task
+from ..data.labels import prompt_names
+from ..data.loader import annotation_of
 from .zeroshot import zeroshot_classifier, read_names, read_templates
 from .scenes import WORDINGS
-from ..datasets import normalise_name, shipped_classes, expand_prompts
+from ..data.benchmarks import normalise_name, shipped_classes, expand_prompts
 from .miou import IGNORED, confusion, per_class_iou, segmentation_metrics, split_by_pixels
 
 # %% ../../nbs/evals/37_segmentation.ipynb #407cacb6

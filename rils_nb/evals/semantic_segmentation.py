@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from ..core import UserError, progress_bar
 from .miou import confusion, segmentation_metrics, split_by_pixels
 from .segmentation import window_starts, argmax_classes
-from ..features import device_of, eval_mode, require_finite, subset
-from ..harness import NEEDS, task
-from ..libraries import name_of
-from ..loader import IGNORED, annotation_of, worker_options
-from ..processes import map_sharded, own_parts
-from ..samples import BadSample
+from .features import device_of, eval_mode, require_finite, subset
+from .harness import NEEDS, task
+from .libraries import name_of
+from ..data.loader import IGNORED, annotation_of, worker_options
+from ..training.processes import map_sharded, own_parts
+from ..data.samples import BadSample
 
 # %% ../../nbs/evals/38_semantic_segmentation.ipynb #696c4c00
 def sliding_window(

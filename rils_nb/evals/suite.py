@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torchvision.transforms import Compose, InterpolationMode, v2
 from ..core import Registry, UserError, suggest
-from ..datasets import BENCHMARKS, METRICS
+from ..data.benchmarks import BENCHMARKS, METRICS
 from .zeroshot import zeroshot
-from ..features import features, share_features
-from ..harness import NEEDS, eval_config, join_launch, use_device, record, locate_results
-from ..processes import world
-from ..libraries import LibraryView, load_model, name_of, view_of
-from ..sources import Source, Wrapper
+from .features import features, share_features
+from .harness import NEEDS, eval_config, join_launch, use_device, record, locate_results
+from ..training.processes import world
+from .libraries import LibraryView, load_model, name_of, view_of
+from ..data.sources import Source, Wrapper
 
 # %% ../../nbs/evals/26_suite.ipynb #e5ace7cc
 MODELS = ('CLIP', 'SLIP', 'MAE+CLIP', 'RILS')

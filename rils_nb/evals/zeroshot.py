@@ -11,9 +11,9 @@ __all__ = ['TEMPLATES', 'zeroshot_classifier', 'read_names', 'accuracy', 'zerosh
 import torch
 import torch.nn.functional as F
 from ..core import UserError
-from ..features import features, require_finite, text_features
-from ..harness import expected_recall_at_k, task
-from ..labels import load_names, prompt_names, read_templates
+from .features import features, require_finite, text_features
+from .harness import expected_recall_at_k, task
+from ..data.labels import load_names, prompt_names, read_templates
 
 # %% ../../nbs/evals/20_zeroshot.ipynb #8ad97ae2
 TEMPLATES = ('a photo of a {}', 'a picture of a {}', 'an image of a {}', 'a {}', '{}')
