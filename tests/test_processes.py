@@ -57,7 +57,7 @@ def test_trainer_with_two_processes_equals_one(tmp_path):
         moved += (a[k] - b[k]).abs().sum() > 0
     assert moved, 'bit for bit equal: were there two processes?'
 
-@pytest.mark.parametrize('signum', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=[pytest.mark.slow, pytest.mark.long])])  # tests/test_stops.py has Ctrl-C, too
+@pytest.mark.parametrize('signum', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=[pytest.mark.slow, pytest.mark.long])])  # nbs/training/31_stops.ipynb has Ctrl-C
 def test_stopped_by_a_signal_and_resumed(nursery, tmp_path, signum):
     argv = [*TINY, '--size', 'test', '--steps', 60]
     assert nursery.run([*argv, '--out', tmp_path/'whole'], tmp_path/'log')[0] == 0
