@@ -39,6 +39,7 @@ class Config:
     flip:bool=False           # mirror half of the images; unsuitable for captions with left or right
     interpolation:str='bicubic' # how random crops are resized: bicubic, or bilinear as in the code of SLIP, RILS and A-CLIP
     workers:int=0             # data loading processes for each training process
+    streams:int=1             # ranges of shards that are read side by side: as many as machines, where each fetches its own shards; must divide `batch`
     max_bad:float=0.05        # the run stops at this share of damaged samples
     # optimisation
     batch:int=128             # images per step over all processes
@@ -92,7 +93,7 @@ _at_least_0 = ('must be 0 or more', lambda v: v >= 0)
 _below_1 = ('must be at least 0 and below 1', lambda v: 0 <= v < 1)
 _share = ('must be from 0 to 1', lambda v: 0 <= v <= 1)
 RULES = dict(
-    image_size=_positive, mask_ratio=_below_1, crop=('must be above 0 and at most 1', lambda v: 0 < v <= 1), workers=_at_least_0, max_bad=_share,
+    image_size=_positive, mask_ratio=_below_1, crop=('must be above 0 and at most 1', lambda v: 0 < v <= 1), workers=_at_least_0, streams=_positive, max_bad=_share,
     batch=_positive, epochs=_at_least_0, steps=_at_least_0, lr=_positive, min_lr=_at_least_0, warmup=_below_1, weight_decay=_at_least_0,
     beta1=_below_1, beta2=_below_1, eps=_positive, clip_grad=_at_least_0, processes=_at_least_0, log_every=_positive, save_every=_positive,
     keep=_positive, accum=_positive, ema=_below_1, eval_every=_at_least_0, eval_samples=_at_least_0,
@@ -120,6 +121,7 @@ def check_config(config):
         check_range(RULES.get(f.name, ('', lambda v: True)), **{f.name: value})
         if not math.isfinite(value if f.type in (int, float) else 0): raise UserError(f'{f.name} must be finite, given {value!r}')
     if not (config.steps or config.epochs): raise UserError('steps and epochs are both 0: set one, it is the length of the run')
+    if config.batch % config.streams: raise UserError(f'a batch of {config.batch} cannot be shared by {config.streams} streams: give a --batch that is a multiple of --streams')
     if config.min_lr > config.lr: raise UserError(f'min_lr {config.min_lr} is above lr {config.lr}: lower it with --min_lr')
 
 # %% ../nbs/01_config.ipynb #b1834d75

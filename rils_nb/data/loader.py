@@ -39,29 +39,40 @@ class Plan:
     def __init__(self,
         sizes,         # samples of each shard
         seed,          # seed of the order
-        window=WINDOW, # number of samples that are shuffled together, at least one shard
+        window=WINDOW, # number of samples that are shuffled together, at least one shard (or the part of it that a stream has)
+        streams=1,     # ranges of shards that are read side by side
     ):
-        self.sizes, self.seed, self.window, self.n = np.asarray(sizes), seed, window, int(sum(sizes))
-        self.starts = np.cumsum(self.sizes) - self.sizes
-        self.epoch, self.block = lru_cache(2)(self._epoch), lru_cache(3)(self._block)
+        self.sizes, self.seed, self.window, self.streams, self.n = np.asarray(sizes), seed, window, streams, int(sum(sizes))
+        if not 1 <= streams <= self.n: raise UserError(f'{self.n} samples cannot be divided among {streams} streams: give --streams from 1 to the number of samples')
+        self.starts, self.bounds = np.cumsum(self.sizes) - self.sizes, [c * self.n // streams for c in range(streams + 1)]
+        self.shards, self.epoch, self.block = lru_cache(2)(self._shards), lru_cache(2 * streams)(self._epoch), lru_cache(2 * streams + 1)(self._block)
     def _shuffle(self, n, *what): return keyed_uniform(torch.tensor([hash_key(self.seed, *what)]), n)[0].argsort().numpy()
-    def _epoch(self, e):  # -> shards in order, first position of each window, first shard of each window and their number
+    def _shards(self, e):  # -> shards in order, and the position behind each
         order = self._shuffle(len(self.sizes), 'shards', e)
-        ends, cuts = np.cumsum(self.sizes[order]), _windows(self.sizes[order], self.window)
-        return order, [int(ends[c - 1]) if c else 0 for c in cuts], cuts
-    def _block(self, e, w):  # -> samples of window w in order
-        order, _, cuts = self.epoch(e)
-        samples = np.concatenate([np.arange(self.starts[s], self.starts[s] + self.sizes[s]) for s in order[cuts[w]:cuts[w + 1]]])
-        return samples[self._shuffle(len(samples), 'samples', e, w)]
+        return order, np.cumsum(self.sizes[order])
+    def _epoch(self, e, c=0):  # of stream c -> first sample and number of samples of each part of a shard, first position of each window, first part of each window and their number
+        (order, ends), (low, high) = self.shards(e), self.bounds[c:c + 2]
+        begins = ends - self.sizes[order]
+        its = slice(np.searchsorted(ends, low, 'right') if c else 0, np.searchsorted(begins, high) if c < self.streams - 1 else None)
+        first, last = np.maximum(begins[its], low), np.minimum(ends[its], high)
+        sizes, cuts = last - first, _windows(last - first, self.window)
+        return self.starts[order[its]] + first - begins[its], sizes, [0, *np.cumsum(sizes)[np.array(cuts[1:]) - 1].tolist()], cuts
+    def _block(self, e, w, c=0):  # -> samples of window w in order
+        starts, sizes, _, cuts = self.epoch(e, c)
+        samples = np.concatenate([np.arange(s, s + n) for s, n in zip(starts[cuts[w]:cuts[w + 1]], sizes[cuts[w]:cuts[w + 1]])])
+        return samples[self._shuffle(len(samples), 'samples', e, w, *[c] * (self.streams > 1))]
 
 # %% ../../nbs/data/07_loader.ipynb #89aeacd0
 @patch
-def sample_at(self:Plan, position):  # -> (epoch, sample)
-    "The sample at a position."
-    e, p = divmod(position, self.n)
-    firsts = self.epoch(e)[1]
+def sample_at(self:Plan,
+    position,  # counted from 0, through all epochs
+    stream=0,  # stream to which it belongs
+):  # -> (epoch, sample)
+    "The sample at a position of a stream."
+    e, p = divmod(position, self.bounds[stream + 1] - self.bounds[stream])
+    firsts = self.epoch(e, stream)[2]
     w = bisect_right(firsts, p) - 1
-    return e, int(self.block(e, w)[p - firsts[w]])
+    return e, int(self.block(e, w, stream)[p - firsts[w]])
 
 @patch
 def rows(self:Plan,
@@ -72,8 +83,9 @@ def rows(self:Plan,
 ):  # -> list of (epoch, sample), G/W long
     "The samples of one process in one step."
     if batch % world: raise UserError(f'a batch of {batch} cannot be shared by {world} processes: give a multiple of {world}')
-    first = step * batch + rank * (batch // world)
-    return [self.sample_at(p) for p in range(first, first + batch // world)]
+    if batch % self.streams: raise UserError(f'a batch of {batch} cannot be shared by {self.streams} streams: give a multiple of {self.streams}')
+    part = batch // self.streams  # places of a stream in each batch
+    return [self.sample_at(step * part + q % part, q // part) for q in range(rank * batch // world, (rank + 1) * batch // world)]
 
 # %% ../../nbs/data/07_loader.ipynb #7b79db81
 VIEWS = Registry('view')
@@ -272,7 +284,7 @@ def loader(
     window=WINDOW, # number of samples that are shuffled together
 ):  # -> DataLoader of batches: the views, ids and keys (B,), samples (list of their numbers), words (int, of all captions), bad (list of (kind, where))
     "Batches of this process, from step `start` on."
-    steps = _Steps(Plan(source.sizes, config.seed, window), config.batch, start, 2**40 if steps is None else steps, rank, world)
+    steps = _Steps(Plan(source.sizes, config.seed, window, config.streams), config.batch, start, 2**40 if steps is None else steps, rank, world)
     return _Loader(Views(config, source, views), batch_sampler=steps, collate_fn=collate, pin_memory=torch.cuda.is_available(),
                       generator=torch.Generator(),  # otherwise each start of a loader draws from the global generator
                       **worker_options(config.workers))
