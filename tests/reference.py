@@ -80,7 +80,7 @@ def command_line():
            'A flag of type `bool` may stand alone, as `--resume`. `--epochs` sets `--steps` to 0. `--opts` takes the place of all options of the recipe; '
            '[method options](method_options.ipynb) lists those of each method.')
     free = ', '.join(f'`--{f.name}`' for f in dataclasses.fields(Config) if f.name in config.FREE)
-    yield f'When a run is [resumed](../guides/resume.ipynb), these may have other values: {free}. A change of any other is refused.'
+    yield f'When a run is [resumed](../guides/resume.ipynb), these may have other values: {free}. A complete run is made longer by a higher `--steps` or `--epochs`. A change of any other flag is refused.'
     for title, names in groups(): yield f'### {title[0].upper() + title[1:]}\n\n{fields(names)}'
     yield ('### Names\n\n' + table(['flag', 'takes'], [
         ['`--method`', registered(sorted(methods.METHODS))], ['`--size`', registered(model.SIZES)], ['`--masking`', registered(masking.MASKINGS)],

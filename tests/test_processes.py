@@ -10,10 +10,10 @@ from rils_nb.core import read_jsonl
 from rils_nb.training.runs import WEIGHTS, newest_checkpoint, read_tensors
 from three_steps import OTHERS, RUNS, bf16_step, plain, three_steps
 
-def launch(args, log, timeout=900):
-    "Start two processes; their output goes to a file, because workers that are left behind keep pipes open."
+def launch(args, log, timeout=900, n=2):
+    "Start two processes, or n; their output goes to a file, because workers that are left behind keep pipes open."
     with open(log, 'w') as f:
-        code = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', *map(str, args)],
+        code = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', str(n), *map(str, args)],
                               stdout=f, stderr=subprocess.STDOUT, env=ENV, timeout=timeout).returncode
     return code, Path(log).read_text()
 
@@ -56,6 +56,19 @@ def test_trainer_with_two_processes_equals_one(tmp_path):
         torch.testing.assert_close(a[k], b[k], rtol=0, atol=2e-5, msg=lambda m: f'{k}: {m}')
         moved += (a[k] - b[k]).abs().sum() > 0
     assert moved, 'bit for bit equal: were there two processes?'
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_streams_in_any_number_of_processes(tmp_path):
+    "The order of samples depends on --streams and not on who reads them; with one stream the weights are others."
+    def train(n, streams):
+        code, log = launch(['-m', 'rils_nb.train', *TINY, '--steps', 6, '--eps', '0.01', '--streams', streams, '--processes', n, '--out', tmp_path/f'{n}-{streams}'], tmp_path/'log', n=n)
+        assert code == 0 and (n == 1 or f'{n} processes x {16 // n}' in log), log
+        return weights(tmp_path/f'{n}-{streams}')
+    one, others, other_order = train(1, 4), [train(n, 4) for n in (2, 4)], train(1, 1)
+    for weights_of in others:
+        for k in one: torch.testing.assert_close(weights_of[k], one[k], rtol=0, atol=2e-5, msg=lambda m: f'{k}: {m}')
+    assert any((one[k] - other_order[k]).abs().max() > 1e-3 for k in one)
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=[pytest.mark.slow, pytest.mark.long])])  # nbs/training/31_stops.ipynb has Ctrl-C
 def test_stopped_by_a_signal_and_resumed(nursery, tmp_path, signum):
