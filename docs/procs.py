@@ -14,7 +14,7 @@ def places():  # -> dict: a name as prose writes it -> its place on the site
         for name, (place, _) in names.items():
             inside = name.removeprefix(f'{module}.')
             if any(part.startswith('_') for part in inside.split('.')): continue
-            short.setdefault(inside, set()).add(place)
+            for written in (inside, f'{module.rpartition(".")[2]}.{inside}'): short.setdefault(written, set()).add(place)
             full |= {name: place, name.removeprefix('rils_nb.'): place}
     return {k: min(v) for k, v in short.items() if len(v) == 1} | full
 

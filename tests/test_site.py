@@ -78,7 +78,8 @@ def test_the_workflow_runs_the_same_script():
 # Links that nbdev's preparation makes of names in backticks
 
 def test_public_names_become_links_and_private_ones_do_not():
-    assert procs.linkify('by `RILS` and `rils.RILS`') == f'by [`RILS`]({SITE}rils.html#rils) and [`rils.RILS`]({SITE}rils.html#rils)'
+    assert procs.linkify('by `RILS` and `rils.RILS`') == f'by [`RILS`]({SITE}methods/rils.html#rils) and [`rils.RILS`]({SITE}methods/rils.html#rils)'
+    assert procs.linkify('`methods.rils.RILS`') == f'[`methods.rils.RILS`]({SITE}methods/rils.html#rils)'
     assert procs.linkify('`all_recipes()`') == f'[`all_recipes()`]({SITE}config.html#all_recipes)'
     for text in ('`_value` of the config', '```\n`RILS`\n```', '    `RILS`', '[`RILS`](13_rils.ipynb)', '`RILS and more`', '``RILS``'): assert procs.linkify(text) == text
     assert not [k for k in procs.places() if re.search(r'(^|\.)_', k)]
