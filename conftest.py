@@ -16,7 +16,7 @@ A cell that needs something from outside (a registry, a program) raises `unittes
 nothing of it still run; the notebook is reported as skipped, with the reason and how many cells were left out.
 """
 import multiprocessing as mp, os, signal, sys, threading, time, traceback, unittest
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pytest
@@ -151,29 +151,50 @@ def stop(pid):
         try: kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError): pass
 
+def run_all(pipe, jobs, n):
+    """Run notebooks, n at a time, and send the results as they come. This is a process of its own, since the tests in files run meanwhile in pytest's:
+    what they do to its folder and its environment reaches no notebook."""
+    context, alive, closed = mp.get_context('spawn' if sys.platform == 'darwin' else 'forkserver'), set(), threading.Event()
+    if sys.platform != 'darwin': context.set_forkserver_preload(HEAVY)
+    def end(*_):
+        closed.set()
+        for _ in range(2):  # the second time for what was just being started
+            for pid in list(alive): stop(pid)
+            time.sleep(0.2)
+        os._exit(1)
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, lambda *_: None)  # pytest gets the Ctrl-C, too, and ends this process
+    with ThreadPoolExecutor(n) as pool:
+        futures = {pool.submit(in_own_process, context, alive, closed, *job): k for k, job in enumerate(jobs)}
+        for f in as_completed(futures): pipe.send((futures[f], *f.result()))
+
 RUNS = pytest.StashKey()
 
 class Runs:
     "The runs of a session's notebooks: started with the session, slow ones first."
-    def __init__(self, session): self.session, self.pool, self.alive, self.closed, self.futures = session, None, set(), threading.Event(), {}
+    def __init__(self, session): self.session, self.process, self.found = session, None, {}
     def start(self):
         n = self.session.config.option.notebook_workers
-        items = [i for i in self.session.items if isinstance(i, NotebookItem)]
-        if not n or not items: return
-        self.pool = ThreadPoolExecutor(n)
-        context = mp.get_context('spawn' if sys.platform == 'darwin' else 'forkserver')
-        if sys.platform != 'darwin': context.set_forkserver_preload(HEAVY)
-        for i in sorted(items, key=lambda i: not i.is_slow):
-            self.futures[i] = self.pool.submit(in_own_process, context, self.alive, self.closed, *i.job())
-    def result(self, item):
-        if self.pool: return self.futures[item].result()
-        start = time.time()
-        return time.time() - start, run_notebook(*item.job())
+        self.items = sorted((i for i in self.session.items if isinstance(i, NotebookItem)), key=lambda i: not i.is_slow)
+        if not n or not self.items: return
+        self.pipe, theirs = mp.Pipe(duplex=False)
+        self.process = mp.get_context('spawn').Process(target=run_all, args=(theirs, [i.job() for i in self.items], n))
+        self.process.start()
+        theirs.close()
+    def result(self, item):  # -> seconds, and what went wrong
+        if not self.process:
+            start = time.time()
+            return time.time() - start, run_notebook(*item.job())
+        try:
+            while item not in self.found:
+                k, *found = self.pipe.recv()
+                self.found[self.items[k]] = found
+        except EOFError: return 0., 'the process that runs the notebooks has ended'
+        return self.found[item]
     def close(self):
-        if not self.pool: return
-        self.closed.set()
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for pid in list(self.alive): stop(pid)
+        if not self.process: return
+        self.process.terminate()
+        self.process.join()
 
 def pytest_sessionstart(session):
     if not session.config.option.slow: os.environ['RILS_NB_BRIEF'] = '1'  # notebooks may make less of their data
