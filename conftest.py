@@ -193,7 +193,7 @@ class Runs:
         return self.found[item]
     def close(self):
         if not self.process: return
-        self.process.terminate()
+        if len(self.found) < len(self.items): self.process.terminate()
         self.process.join()
 
 def pytest_sessionstart(session):

@@ -136,6 +136,7 @@ def hint_busy(self:Progress, seconds):  # of a step since the last report
     if self.slow or not self.pace.first or seconds < 3 * self.pace.first or self.acc.device.type != 'cpu': return
     load = f' (load {os.getloadavg()[0]:.0f} on {available_cores()} cores)' if hasattr(os, 'getloadavg') else ''
     helps = 'import rils_nb before torch, or set OMP_WAIT_POLICY=PASSIVE before Python starts, so that waiting threads give way' if threads_spin() else \
+        'stop this run and continue it with --resume: started beside them, its waiting threads sleep' if os.environ.get('GOMP_SPINCOUNT', '0') != '0' else \
         'end them, or give this run fewer threads (OMP_NUM_THREADS=1)'
     self.bar.write(f'hint: a step takes {seconds / self.pace.first:.0f} times as long as the first ones did: other programs use the cores{load}; {helps}', file=sys.stdout)
     self.slow = True
