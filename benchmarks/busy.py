@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 SETTINGS = {'as it is': {}, '1 thread': dict(OMP_NUM_THREADS='1'), f'{CORES} processes': dict(OMP_NUM_THREADS='1', processes=CORES),
-            'waiting actively': dict(OMP_WAIT_POLICY='ACTIVE'), **{f'spin {n}': dict(GOMP_SPINCOUNT=str(n)) for n in (300, 3_000, 30_000)}}
+            'waiting actively': dict(OMP_WAIT_POLICY='ACTIVE'), **{f'spin {n}': dict(GOMP_SPINCOUNT=str(n)) for n in (0, 300, 1_000, 3_000, 30_000)}}
 
 @contextmanager
 def busy_loops(n):
